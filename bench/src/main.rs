@@ -1,0 +1,48 @@
+//! `bench`: one command per question, blockd beside its peers in the same run.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// Measures blockd beside what one might use instead.
+#[derive(Parser)]
+#[command(version)]
+enum Command {
+    /// NBD servers on one disk: random and sequential, flushed and not.
+    Nbd(bench::nbd::Args),
+    /// The load generator alone, on an NBD server that runs already.
+    Load(bench::drive::Args),
+    /// Turn JSON files of other commands into Markdown on standard output.
+    Render {
+        /// What was written with --json.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Command::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Nbd(args) => bench::nbd::run(&args),
+        Command::Load(args) => bench::drive::run(&args),
+        Command::Render { files } => {
+            let mut cases = Vec::new();
+            for file in &files {
+                cases.extend(bench::report::read_json(file)?);
+            }
+            print!("{}", bench::report::render(&cases));
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! HTTP on the admin socket.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+
+use super::api::{CreateVolume, DeleteVolume, ErrorBody, ResizeVolume};
+use super::metrics;
+use crate::daemon::{Daemon, VolumeError};
+
+/// All routes, for the admin socket.
+pub fn router(daemon: Arc<Daemon>) -> Router {
+    Router::new()
+        .route("/v1/info", get(|State(d): State<Arc<Daemon>>| async move { Json(d.info()) }))
+        .route("/v1/status", get(|State(d): State<Arc<Daemon>>| async move { Json(d.status().await) }))
+        .route("/v1/volumes", get(list).post(create))
+        .route("/v1/volumes/{name}", get(show).delete(delete))
+        .route("/v1/volumes/{name}/open", post(open))
+        .route("/v1/volumes/{name}/resize", post(resize))
+        .route("/metrics", get(scrape))
+        .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no such path".into()) })
+        .with_state(daemon)
+}
+
+/// Metrics only, for a TCP address that strangers may reach.
+pub fn metrics_router(daemon: Arc<Daemon>) -> Router {
+    Router::new().route("/metrics", get(scrape)).with_state(daemon)
+}
+
+/// An answer that is not a success.
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(ErrorBody { error: self.1 })).into_response()
+    }
+}
+
+impl From<VolumeError> for Refusal {
+    fn from(error: VolumeError) -> Self {
+        let status = match &error {
+            VolumeError::Unknown(_) => StatusCode::NOT_FOUND,
+            VolumeError::Invalid(_) => StatusCode::BAD_REQUEST,
+            VolumeError::Conflict(_) => StatusCode::CONFLICT,
+            VolumeError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, error.to_string())
+    }
+}
+
+impl From<JsonRejection> for Refusal {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(StatusCode::BAD_REQUEST, rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Refusal {
+    fn from(rejection: QueryRejection) -> Self {
+        Self(StatusCode::BAD_REQUEST, rejection.body_text())
+    }
+}
+
+/// Runs `work` to its end even if the client hangs up: half a deletion helps nobody.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, VolumeError>> + Send + 'static,
+) -> Result<T, Refusal> {
+    match tokio::spawn(work).await {
+        Ok(result) => Ok(result?),
+        Err(panic) => Err(Refusal(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the operation ended unexpectedly ({panic}); the daemon's log has more"),
+        )),
+    }
+}
+
+async fn list(State(daemon): State<Arc<Daemon>>) -> Response {
+    Json(daemon.status().await.volumes).into_response()
+}
+
+async fn show(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {
+    Ok(Json(daemon.show(&name).await?).into_response())
+}
+
+async fn create(
+    State(daemon): State<Arc<Daemon>>,
+    request: Result<Json<CreateVolume>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    let status = to_the_end(async move { daemon.create(request).await }).await?;
+    Ok((StatusCode::CREATED, Json(status)).into_response())
+}
+
+async fn open(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {
+    let status = to_the_end(async move { daemon.open(&name).await }).await?;
+    Ok(Json(status).into_response())
+}
+
+async fn resize(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Json<ResizeVolume>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    let status = to_the_end(async move { daemon.resize(&name, request).await }).await?;
+    Ok(Json(status).into_response())
+}
+
+async fn delete(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Query<DeleteVolume>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(request) = request?;
+    to_the_end(async move { daemon.delete(&name, request.force).await }).await?;
+    Ok(Json(serde_json::json!({})).into_response())
+}
+
+async fn scrape(State(daemon): State<Arc<Daemon>>) -> Response {
+    let text = metrics::render(&daemon.status().await);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}

@@ -1,0 +1,250 @@
+//! Page-aligned memory for O_DIRECT I/O.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Mutex;
+
+use crate::types::BLOCK;
+
+/// Buffers of these sizes, in bytes, are kept for [`AlignedBuf::for_overwrite`] when they are dropped: large enough
+/// that mapping, faulting and zeroing them costs more than filling them.
+const RECYCLED: std::ops::RangeInclusive<usize> = (64 << 10)..=(4 << 20);
+/// Bytes kept at most.
+const POOL_BYTES: usize = 32 << 20;
+
+static POOL: Mutex<Pool> = Mutex::new(Pool { buffers: Vec::new(), bytes: 0 });
+
+struct Pool {
+    /// Never dropped from here, so that dropping cannot come back to the pool.
+    buffers: Vec<std::mem::ManuallyDrop<AlignedBuf>>,
+    bytes: usize,
+}
+
+/// A heap buffer aligned to, and sized in multiples of, 4 KiB.
+///
+/// Memory is always initialised: zeroed, or what an earlier owner left.
+pub struct AlignedBuf {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the buffer owns its memory exclusively, as a `Box<[u8]>` does.
+unsafe impl Send for AlignedBuf {}
+// SAFETY: shared access is read-only, as for a `Box<[u8]>`.
+unsafe impl Sync for AlignedBuf {}
+
+impl AlignedBuf {
+    /// A zeroed buffer of `len` bytes rounded up to whole blocks (at least one block).
+    pub fn zeroed(len: usize) -> Self {
+        let len = len.max(1).next_multiple_of(BLOCK);
+        let layout = Self::layout(len);
+        // SAFETY: the layout has a non-zero size.
+        let raw = unsafe { alloc_zeroed(layout) };
+        let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        Self { ptr, len }
+    }
+
+    /// A buffer as of [`AlignedBuf::zeroed`] whose contents are arbitrary, for data about to be received.
+    pub fn for_overwrite(len: usize) -> Self {
+        let len = len.max(1).next_multiple_of(BLOCK);
+        if RECYCLED.contains(&len)
+            && let Ok(mut pool) = POOL.lock()
+            && let Some(index) = pool.buffers.iter().rposition(|buf| buf.len == len)
+        {
+            pool.bytes -= len;
+            return std::mem::ManuallyDrop::into_inner(pool.buffers.swap_remove(index));
+        }
+        Self::zeroed(len)
+    }
+
+    /// A copy of `data`, zero-padded to whole blocks.
+    pub fn copy_of(data: &[u8]) -> Self {
+        let mut buf = Self::zeroed(data.len());
+        buf[..data.len()].copy_from_slice(data);
+        buf
+    }
+
+    fn layout(len: usize) -> Layout {
+        // The length comes from a Rust allocation request rounded to 4 KiB; it cannot overflow isize here.
+        Layout::from_size_align(len, BLOCK).expect("buffer length fits the address space")
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        if RECYCLED.contains(&self.len)
+            && let Ok(mut pool) = POOL.lock()
+            && pool.bytes + self.len <= POOL_BYTES
+        {
+            pool.bytes += self.len;
+            let (ptr, len) = (self.ptr, self.len);
+            // The pool's buffer takes the memory over; nothing of `self` is used any more.
+            pool.buffers.push(std::mem::ManuallyDrop::new(Self { ptr, len }));
+            return;
+        }
+        // SAFETY: allocated in `zeroed` with this very layout.
+        unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.len)) }
+    }
+}
+
+impl Deref for AlignedBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: ptr is valid for len initialised bytes for the life of self.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl std::fmt::Debug for AlignedBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AlignedBuf({} bytes)", self.len)
+    }
+}
+
+/// An append-only aligned buffer that is read while it is still being filled.
+///
+/// One owner appends (it holds the unique [`ArenaWriter`]); any number of [`Slice`]s read what was appended before
+/// they were made. Appended bytes never change.
+struct Arena {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: bytes below the writer's fill mark are immutable and only those are reachable through a `Slice`; bytes at
+// or above it are touched only by the unique `ArenaWriter`.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: `ptr` and `len` come from an `AlignedBuf` taken apart in `ArenaWriter::from_buf`.
+        drop(AlignedBuf { ptr: self.ptr, len: self.len });
+    }
+}
+
+/// The unique right to append to an arena.
+pub struct ArenaWriter {
+    arena: std::sync::Arc<Arena>,
+    filled: usize,
+}
+
+impl ArenaWriter {
+    /// An empty arena of `capacity` bytes, rounded up to whole blocks.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self::from_buf(AlignedBuf::zeroed(capacity), 0)
+    }
+
+    fn from_buf(buf: AlignedBuf, filled: usize) -> Self {
+        let buf = std::mem::ManuallyDrop::new(buf);
+        Self { arena: std::sync::Arc::new(Arena { ptr: buf.ptr, len: buf.len }), filled }
+    }
+
+    /// Bytes that still fit.
+    pub fn room(&self) -> usize {
+        self.arena.len - self.filled
+    }
+
+    /// Appends `len` bytes written by `fill` into zeroed or never-published memory.
+    ///
+    /// # Panics
+    /// When they do not fit.
+    pub fn append_with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Slice {
+        assert!(len <= self.room(), "arena overflow");
+        // SAFETY: the range lies inside the allocation, above the fill mark, so no `Slice` covers it, and `&mut self`
+        // makes this the only writer.
+        let tail = unsafe { std::slice::from_raw_parts_mut(self.arena.ptr.as_ptr().add(self.filled), len) };
+        fill(tail);
+        let slice = Slice { arena: self.arena.clone(), start: self.filled, len };
+        self.filled += len;
+        slice
+    }
+}
+
+impl std::fmt::Debug for ArenaWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ArenaWriter({} of {} bytes)", self.filled, self.arena.len)
+    }
+}
+
+/// An immutable, cheaply cloned view of aligned memory.
+#[derive(Clone)]
+pub struct Slice {
+    arena: std::sync::Arc<Arena>,
+    start: usize,
+    len: usize,
+}
+
+impl Slice {
+    /// A narrower view.
+    ///
+    /// # Panics
+    /// When the range leaves the view.
+    pub fn slice(&self, range: std::ops::Range<usize>) -> Slice {
+        assert!(range.start <= range.end && range.end <= self.len, "slice out of bounds");
+        Slice { arena: self.arena.clone(), start: self.start + range.start, len: range.end - range.start }
+    }
+
+    /// This view and `next` as one, if `next` continues it in the same memory.
+    pub fn joined(&self, next: &Slice) -> Option<Slice> {
+        (std::sync::Arc::ptr_eq(&self.arena, &next.arena) && self.start + self.len == next.start).then(|| Slice {
+            arena: self.arena.clone(),
+            start: self.start,
+            len: self.len + next.len,
+        })
+    }
+}
+
+impl From<AlignedBuf> for Slice {
+    fn from(buf: AlignedBuf) -> Self {
+        let len = buf.len;
+        Slice { arena: ArenaWriter::from_buf(buf, len).arena, start: 0, len }
+    }
+}
+
+impl Deref for Slice {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: a slice covers only bytes below the fill mark at its creation, which never change again.
+        unsafe { std::slice::from_raw_parts(self.arena.ptr.as_ptr().add(self.start), self.len) }
+    }
+}
+
+impl std::fmt::Debug for Slice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Slice({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroed_memory_is_zero_even_after_use() {
+        for _ in 0..3 {
+            let mut buf = AlignedBuf::zeroed(100 << 10);
+            assert!(buf.iter().all(|byte| *byte == 0));
+            buf.fill(7);
+        }
+    }
+
+    #[test]
+    fn large_buffers_come_back_and_small_ones_do_not() {
+        // A size no other test uses, since the pool is shared.
+        let len = (64 << 10) + 3 * BLOCK;
+        let mut buf = AlignedBuf::for_overwrite(len);
+        buf.fill(9);
+        drop(Slice::from(buf));
+        assert_eq!(AlignedBuf::for_overwrite(len)[len - 1], 9);
+        assert_eq!(AlignedBuf::for_overwrite(1).len(), BLOCK);
+    }
+}

@@ -1,0 +1,118 @@
+//! HTTP over the admin socket, from the side that asks.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::admin::api::{CreateVolume, DaemonInfo, ErrorBody, ResizeVolume, Status, VolumeStatus};
+
+/// Talks to the daemon on one admin socket. Every call connects anew, so a daemon that restarts does not matter.
+pub struct Client {
+    socket: PathBuf,
+    data: PathBuf,
+}
+
+impl Client {
+    /// The daemon that answers on `socket`; `data` only serves messages.
+    pub fn new(socket: PathBuf, data: &Path) -> Self {
+        Self { socket, data: data.to_owned() }
+    }
+
+    /// Who answers.
+    pub async fn info(&self) -> anyhow::Result<DaemonInfo> {
+        self.call(Method::GET, "/v1/info", None::<&()>).await
+    }
+
+    /// Everything.
+    pub async fn status(&self) -> anyhow::Result<Status> {
+        self.call(Method::GET, "/v1/status", None::<&()>).await
+    }
+
+    /// All volumes.
+    pub async fn volumes(&self) -> anyhow::Result<Vec<VolumeStatus>> {
+        self.call(Method::GET, "/v1/volumes", None::<&()>).await
+    }
+
+    /// One volume. Names are checked before they come here, so they need no escaping.
+    pub async fn volume(&self, name: &str) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::GET, &format!("/v1/volumes/{name}"), None::<&()>).await
+    }
+
+    /// Makes a volume.
+    pub async fn create(&self, request: &CreateVolume) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::POST, "/v1/volumes", Some(request)).await
+    }
+
+    /// Serves a volume that is not served.
+    pub async fn open(&self, name: &str) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/open"), None::<&()>).await
+    }
+
+    /// Changes a volume's size.
+    pub async fn resize(&self, name: &str, request: &ResizeVolume) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/resize"), Some(request)).await
+    }
+
+    /// Removes a volume.
+    pub async fn delete(&self, name: &str, force: bool) -> anyhow::Result<()> {
+        let path = format!("/v1/volumes/{name}?force={force}");
+        self.call::<serde_json::Value>(Method::DELETE, &path, None::<&()>).await.map(drop)
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> anyhow::Result<T> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.no_answer(error))?;
+        let hung_up = || format!("the daemon on {} hung up", self.socket.display());
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(hung_up)?;
+        tokio::spawn(connection);
+        let body = match body {
+            Some(body) => serde_json::to_vec(body)?,
+            None => Vec::new(),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "blockd")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))?;
+        let answer = sender.send_request(request).await.with_context(hung_up)?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await.with_context(hung_up)?.to_bytes();
+        if !status.is_success() {
+            match serde_json::from_slice::<ErrorBody>(&body) {
+                Ok(refused) => bail!(refused.error),
+                Err(_) => bail!("the daemon on {} answered {status}", self.socket.display()),
+            }
+        }
+        serde_json::from_slice(&body).with_context(|| {
+            format!("the daemon on {} is of another version; use its own blockd command", self.socket.display())
+        })
+    }
+
+    fn no_answer(&self, error: io::Error) -> anyhow::Error {
+        let (socket, data) = (self.socket.display(), self.data.display());
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => anyhow!(
+                "no blockd answers on {socket}; start it with `blockd serve --data {data}`, or name its data directory \
+                 with --data"
+            ),
+            io::ErrorKind::PermissionDenied => {
+                anyhow!("may not talk to the daemon on {socket}; use the user it runs as")
+            }
+            _ => anyhow!("cannot connect to {socket}: {error}"),
+        }
+    }
+}

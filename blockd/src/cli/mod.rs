@@ -1,0 +1,200 @@
+//! The command line: what people type, and what they are told.
+//!
+//! `blockd serve` is the daemon; every other command talks to a running one over its admin socket ([`client`]).
+//! Results go to stdout, as text or with `--json` as JSON; errors go to stderr as one line that says what failed, on
+//! what, and what to do. Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod client;
+mod confirm;
+mod serve;
+mod status;
+mod text;
+mod transfer;
+mod volume;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub use client::Client;
+
+const EXAMPLES: &str = "\
+Examples:
+  blockd serve --data /srv/blockd                  start with nothing but a directory
+  blockd volume create disk --size 100GiB          make a volume
+  nbd-client -unix /srv/blockd/nbd.sock /dev/nbd0 -N disk
+                                                   attach it to this machine
+  blockd status --watch                            see what is not in the bucket yet
+  blockd volume import vm debian.qcow2 --create    make a volume of an image
+
+Commands find the daemon by its data directory: say --data, or set BLOCKD_DATA.";
+
+/// Durable block volumes on object storage, exported over NBD.
+#[derive(Parser, Debug)]
+#[command(name = "blockd", version, after_help = EXAMPLES, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the daemon
+    Serve(Box<serve::ServeArgs>),
+    /// Create, list, show, resize, delete, import and export volumes
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
+    /// Show what the daemon does: per volume what is not in the bucket yet, speed, hits, requests and their price
+    Status(status::StatusArgs),
+}
+
+/// How a command finds the daemon and says what it has to say.
+#[derive(Args, Clone, Debug)]
+struct ClientArgs {
+    /// Data directory of the daemon
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "blockd-data",
+        env = "BLOCKD_DATA",
+        help_heading = "Daemon and output"
+    )]
+    data: PathBuf,
+
+    /// Admin socket of the daemon [default: <data>/admin.sock]
+    #[arg(long, value_name = "PATH", env = "BLOCKD_ADMIN", help_heading = "Daemon and output")]
+    admin: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long, help_heading = "Daemon and output")]
+    json: bool,
+}
+
+impl ClientArgs {
+    fn client(&self) -> Client {
+        Client::new(crate::config::admin_path(&self.data, self.admin.as_deref()), &self.data)
+    }
+}
+
+/// Runs the command `args` (the program's name first) and returns its exit code.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let parsed =
+        Cli::command().try_get_matches_from(args).and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            // Help and version are "errors" that go to stdout. A closed pipe is no reason to complain.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let result = match cli.command {
+        Command::Serve(args) => {
+            let matches = matches.subcommand_matches("serve").expect("the command that was parsed");
+            serve::run(*args, matches)
+        }
+        Command::Volume(command) => block_on(volume::run(command)),
+        Command::Status(args) => block_on(status::run(args)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "blockd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether somebody like `head` has read enough.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.is::<StdoutClosed>()
+}
+
+/// Nobody reads our output any more.
+#[derive(Debug, thiserror::Error)]
+#[error("stdout is closed")]
+struct StdoutClosed;
+
+/// Writes to stdout.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
+        other => Ok(other?),
+    }
+}
+
+/// Writes a value to stdout as JSON.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_setting_of_serve_stands_under_a_heading() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        for arg in serve.get_arguments() {
+            let id = arg.get_id().as_str();
+            assert!(arg.get_help().is_some(), "{id}");
+            let plain = ["config", "print_config", "accept_store", "help"].contains(&id);
+            assert!(plain || arg.get_help_heading().is_some(), "{id}");
+        }
+    }
+
+    #[test]
+    fn commands_read_as_documented() {
+        for line in [
+            "blockd serve --data /d --store s3://b/p --s3-path-style --nbd-tcp none",
+            "blockd volume create disk --size 10GiB --durability object --codec zstd:3",
+            "blockd volume list --json --data /d",
+            "blockd volume show disk",
+            "blockd volume open disk",
+            "blockd volume resize disk 20GiB",
+            "blockd volume resize disk 1GiB --shrink",
+            "blockd volume delete disk --yes --force",
+            "blockd volume import disk image.raw --create --size 20GiB",
+            "blockd volume export disk image.qcow2 --format qcow2 --force",
+            "blockd status",
+            "blockd status --watch",
+            "blockd status --watch 5 --json",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2() {
+        for line in [
+            "blockd",
+            "blockd volume create disk",
+            "blockd volume create disk --size many",
+            "blockd volume create disk --size 1GiB --durability replica",
+            "blockd volume create a@b --size 1GiB",
+            "blockd volume create disk --size 1GiB --codec gzip",
+            "blockd volume import disk f --size 1GiB",
+            "blockd status --watch never",
+            "blockd serve --reactors 0",
+            "blockd serve --log-size 5parsecs",
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

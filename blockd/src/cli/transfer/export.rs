@@ -1,0 +1,144 @@
+//! `blockd volume export`.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use super::super::volume::parse_name;
+use super::super::{ClientArgs, print, print_json};
+use super::format::{self, Format};
+use super::{Summary, attach, failed, progress, qemu, raw, uri};
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  blockd volume export vm vm.qcow2
+  blockd volume export vm vm.raw --force             replace vm.raw
+
+Holes and zeroes of the volume take no space in the image. The image appears under its name when it is complete and
+on disk. A volume that is written to meanwhile gives a mixture of old and new: detach it, or freeze it first.")]
+pub(in super::super) struct ExportArgs {
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    name: String,
+
+    /// The disk image to write
+    file: PathBuf,
+
+    /// Format of the image [default: qcow2 for names that end so, else raw]
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
+
+    /// Replace the image if it exists
+    #[arg(long)]
+    force: bool,
+
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(in super::super) async fn run(args: ExportArgs) -> anyhow::Result<()> {
+    let daemon = args.client.client().info().await?;
+    let format = format::of_name(&args.file, args.format);
+    check_target(&args.file, args.force)?;
+    let begun = Instant::now();
+    let mut nbd = attach(&daemon, &args.name)?;
+    let size = nbd.size();
+    let part = Part::beside(&args.file);
+    let data = match format {
+        Format::Raw => {
+            let file = File::create(&part.0).with_context(|| format!("cannot write {}", part.0.display()))?;
+            let bar = progress::bar(size, args.client.json);
+            let written = raw::export(&mut nbd, &file, &bar);
+            bar.finish_and_clear();
+            Some(
+                written
+                    .map_err(|error| failed(&args.name, &format!("copying to {} of", args.file.display()), error))?,
+            )
+        }
+        Format::Qcow2 => {
+            qemu::export(&uri(&daemon, &args.name)?, &part.0, args.client.json)?;
+            None
+        }
+    };
+    // Reads need no goodbye.
+    let _ = nbd.disconnect();
+    part.keep_as(&args.file)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let summary = Summary { volume: args.name, file: args.file, format, size, data, seconds };
+    if args.client.json { print_json(&summary) } else { print(&summary.text("exported")) }
+}
+
+fn check_target(path: &Path, force: bool) -> anyhow::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            bail!("{} is not a regular file; export to a file, or attach the volume and copy with dd", path.display())
+        }
+        Ok(_) if !force => bail!("{} exists already; say --force to replace it", path.display()),
+        _ => Ok(()),
+    }
+}
+
+/// An image that is not complete; removed unless it is kept.
+struct Part(PathBuf);
+
+impl Part {
+    fn beside(path: &Path) -> Self {
+        let mut name = OsString::from(path);
+        name.push(".part");
+        Self(PathBuf::from(name))
+    }
+
+    /// Durable first, then under its name, then the name durable.
+    fn keep_as(self, path: &Path) -> anyhow::Result<()> {
+        let keep = || {
+            File::open(&self.0)?.sync_all()?;
+            fs::rename(&self.0, path)?;
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(dir)?.sync_all()
+        };
+        keep().with_context(|| format!("cannot complete {}", path.display()))
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // Gone already when it was kept.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_not_overwritten_unasked() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("a.raw");
+        assert!(check_target(&path, false).is_ok());
+        fs::write(&path, "x").unwrap();
+        assert!(check_target(&path, false).unwrap_err().to_string().contains("--force"));
+        assert!(check_target(&path, true).is_ok());
+        assert!(check_target(tmp.path(), true).is_err());
+    }
+
+    #[test]
+    fn an_image_appears_when_it_is_complete() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("a.raw");
+        let part = Part::beside(&path);
+        fs::write(&part.0, "half").unwrap();
+        drop(part);
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 0);
+        let part = Part::beside(&path);
+        fs::write(&part.0, "whole").unwrap();
+        part.keep_as(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,204 @@
+//! The TOML file, and how it meets the command line.
+
+use std::path::{Path, PathBuf};
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args as _, Command};
+
+use super::Config;
+
+/// Why the settings could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("the configuration file {path} is not valid TOML: {source}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The cause, with its line.
+        source: Box<toml::de::Error>,
+    },
+    /// A key nobody knows.
+    #[error(
+        "unknown key {key:?} in the configuration file {path}; keys are the long flags of `blockd serve --help` \
+         without the dashes before them"
+    )]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// A value that does not fit its key.
+    #[error("the configuration file {path} has a wrong value: {source}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The cause, with its line.
+        source: Box<toml::de::Error>,
+    },
+}
+
+/// Completes `cli`, parsed from `matches`, with the settings of the file at `path` that were given neither on the
+/// command line nor in the environment.
+///
+/// # Errors
+/// When the file cannot be read, is not TOML, or has a key or value that is not known.
+pub fn merge_file(cli: &Config, matches: &ArgMatches, path: &Path) -> Result<Config, ConfigError> {
+    let owned = || path.to_owned();
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: owned(), source })?;
+    let file: toml::Table =
+        toml::from_str(&text).map_err(|e| ConfigError::Syntax { path: owned(), source: Box::new(e) })?;
+    let known = keys();
+    if let Some(key) = file.keys().find(|key| !known.contains(key)) {
+        return Err(ConfigError::UnknownKey { path: owned(), key: key.clone() });
+    }
+    let value_error = |e| ConfigError::Value { path: owned(), source: Box::new(e) };
+    // A setting the command line overrides must be right all the same, and errors of this pass know their line.
+    let defaults = toml::Table::try_from(cli).expect("every setting can be written as TOML");
+    let missing: toml::Table = defaults
+        .iter()
+        .filter(|(key, _)| !file.contains_key(*key))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    // Keys of the file come first, so the lines in messages are the file's own.
+    let checked: Config = toml::from_str(&format!("{text}\n{missing}")).map_err(value_error)?;
+    let mut merged = defaults;
+    for (key, value) in toml::Table::try_from(&checked).expect("every setting can be written as TOML") {
+        let id = key.replace('-', "_");
+        let given = matches!(matches.value_source(&id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
+        if !given {
+            merged.insert(key, value);
+        }
+    }
+    merged.try_into().map_err(value_error)
+}
+
+/// Every key a file may have.
+fn keys() -> Vec<String> {
+    Config::augment_args(Command::new("serve"))
+        .get_arguments()
+        .map(|arg| arg.get_id().as_str().replace('_', "-"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use clap::FromArgMatches;
+
+    use super::super::*;
+    use super::*;
+
+    fn parse(args: &[&str]) -> (Config, ArgMatches) {
+        let args = std::iter::once("serve").chain(args.iter().copied());
+        let matches = Config::augment_args(Command::new("serve")).get_matches_from(args);
+        (Config::from_arg_matches(&matches).unwrap(), matches)
+    }
+
+    fn merge(args: &[&str], text: &str) -> Result<Config, ConfigError> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let (cli, matches) = parse(args);
+        merge_file(&cli, &matches, file.path())
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let text = "log-size = \"1GiB\"\nblock-cache = 33554432\ns3-path-style = true\nnbd-tcp = [\"none\"]";
+        let config = merge(&["--log-size", "2GiB", "--s3-path-style=false"], text).unwrap();
+        assert_eq!(config.log_size, ByteSize::gib(2));
+        assert_eq!(config.block_cache, ByteSize::mib(32));
+        assert_eq!(config.s3_path_style, Some(false));
+        assert!(config.nbd_tcp_addrs().is_empty());
+        assert_eq!(config.dirty_memory, ByteSize::mib(256));
+    }
+
+    #[test]
+    fn a_flag_that_repeats_the_default_still_wins() {
+        let config = merge(&["--log-size", "4GiB"], "log-size = \"1GiB\"").unwrap();
+        assert_eq!(config.log_size, ByteSize::gib(4));
+    }
+
+    #[test]
+    fn settings_without_a_default_come_from_the_file() {
+        let text = "store = \"s3://b/p\"\nreactors = 3\nvolumes = [\"a\", \"b\"]\nnbd-unix = \"none\"";
+        let config = merge(&["--store", "dir:/x"], text).unwrap();
+        assert_eq!(config.store_url(), "dir:/x");
+        assert_eq!(config.reactor_count(), 3);
+        assert_eq!(config.volumes.as_deref(), Some(&["a".to_owned(), "b".to_owned()][..]));
+        assert_eq!(config.nbd_unix_path(), None);
+    }
+
+    #[test]
+    fn unknown_keys_are_named_with_their_file() {
+        let error = merge(&[], "log-size = \"1GiB\"\nlog_size = \"1GiB\"").unwrap_err();
+        let ConfigError::UnknownKey { key, path } = &error else { panic!("{error}") };
+        assert_eq!(key, "log_size");
+        assert!(error.to_string().contains(path.to_str().unwrap()));
+    }
+
+    #[test]
+    fn wrong_values_are_shown_even_when_a_flag_overrides_them() {
+        let error = merge(&["--log-size", "2GiB"], "log-size = \"many\"").unwrap_err().to_string();
+        assert!(error.contains("many") && error.contains("line 1"), "{error}");
+        let error = merge(&[], "data = 7").unwrap_err();
+        assert!(matches!(error, ConfigError::Value { .. }), "{error}");
+        let error = merge(&[], "data = ").unwrap_err();
+        assert!(matches!(error, ConfigError::Syntax { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_effective_configuration_reads_back_the_same() {
+        let (config, _) = parse(&["--data", "/d", "--reactors", "2", "--nbd-unix", "none"]);
+        let resolved = config.resolved();
+        let text = toml::to_string(&resolved).unwrap();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), resolved);
+        assert_eq!(resolved.resolved(), resolved);
+    }
+
+    #[test]
+    fn the_example_file_names_every_setting_with_its_default() {
+        let example = include_str!("../../blockd.example.toml");
+        let is_setting =
+            |line: &&str| line.strip_prefix('#').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()));
+        let text: String = example.lines().filter(is_setting).map(|line| format!("{}\n", &line[1..])).collect();
+        let table: toml::Table = toml::from_str(&text).unwrap();
+        let mut missing = keys();
+        missing.retain(|key| !table.contains_key(key));
+        assert_eq!(missing, Vec::<String>::new(), "settings without an example");
+        let written: Config = toml::from_str(&text).unwrap();
+        let (default, _) = parse(&[]);
+        for (key, value) in toml::Table::try_from(&default).unwrap() {
+            assert_eq!(toml::Table::try_from(&written).unwrap()[&key], value, "{key}");
+        }
+    }
+
+    #[test]
+    fn settings_that_do_not_go_together_are_refused() {
+        for (args, word) in [
+            (&["--log-size", "64MiB"][..], "log-size"),
+            (&["--log-segment", "2MiB", "--log-size", "5MiB"], "log-size"),
+            (&["--log-segment", "1000001"], "log-segment"),
+            (&["--dirty-memory", "1"], "dirty-memory"),
+            (&["--destage-age", "0s"], "destage-age"),
+            (&["--chunk-size", "65MiB"], "chunk size"),
+            (&["--chunk-size", "4KiB"], "chunk size"),
+            (&["--s3-timeout", "900ms"], "s3-timeout"),
+            (&["--nbd-tcp", "none", "--nbd-unix", "none"], "nbd-unix"),
+        ] {
+            let error = parse(args).0.check().unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+        assert_eq!(parse(&[]).0.check(), Ok(()));
+    }
+}

@@ -1,0 +1,385 @@
+//! Every setting of `blockd serve`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::{ByteSize, Interval};
+use crate::store::StoreConfig;
+
+/// Settings of the daemon. Names of fields, with dashes, are the flags and the keys of the file.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Config {
+    /// Directory for the log, the tables and the caches; made when absent. Its disk decides how fast a flush is
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "blockd-data",
+        env = "BLOCKD_DATA",
+        help_heading = "Where data lives"
+    )]
+    pub data: PathBuf,
+
+    /// The bucket: dir:PATH, s3://BUCKET or s3://BUCKET/PREFIX [default: dir:<data>/bucket]
+    #[arg(long, value_name = "URL", help_heading = "Where data lives")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
+
+    /// Serve only these volumes, separated by commas [default: every volume in the store]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', help_heading = "Where data lives")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<Vec<String>>,
+
+    /// URL of an S3-compatible server [default: as the AWS configuration says]
+    #[arg(long, value_name = "URL", help_heading = "S3")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3_endpoint: Option<String>,
+
+    /// Region of the bucket [default: as the AWS configuration says]
+    #[arg(long, value_name = "REGION", help_heading = "S3")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3_region: Option<String>,
+
+    /// Profile of the AWS configuration to take credentials from [default: as the AWS configuration says]
+    #[arg(long, value_name = "NAME", help_heading = "S3")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3_profile: Option<String>,
+
+    /// Put the bucket into the path of requests, not the host name [default: with an endpoint true, else false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "S3")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3_path_style: Option<bool>,
+
+    /// How long one request may take, beside what its size needs
+    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = "S3")]
+    pub s3_timeout: Interval,
+
+    /// Unix socket for NBD clients, or none [default: <data>/nbd.sock]
+    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nbd_unix: Option<Listen<PathBuf>>,
+
+    /// TCP addresses for NBD clients, separated by commas, or none. NBD has no passwords: who reaches it can write
+    #[arg(
+        long,
+        value_name = "ADDR,...",
+        default_value = "127.0.0.1:10809",
+        value_delimiter = ',',
+        help_heading = "Network"
+    )]
+    pub nbd_tcp: Vec<Listen<SocketAddr>>,
+
+    /// TCP address for Prometheus (GET /metrics), or none; the admin socket always has it
+    #[arg(long, value_name = "ADDR", default_value = "none", help_heading = "Network")]
+    pub metrics: Listen<SocketAddr>,
+
+    /// Unix socket for the other blockd commands [default: <data>/admin.sock]
+    #[arg(long, value_name = "PATH", help_heading = "Network")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin: Option<PathBuf>,
+
+    /// Most log one volume may use: how much it can be behind the bucket before its writers wait. Space is taken as needed
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", help_heading = "Write-ahead log")]
+    pub log_size: ByteSize,
+
+    /// Size of a log segment; cannot be changed while volumes have a log
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = "Write-ahead log")]
+    pub log_segment: ByteSize,
+
+    /// How the log is written: by the ring of the thread that serves the socket, or by a thread of its own
+    #[arg(long, value_name = "SHAPE", default_value = "ring", help_heading = "Write-ahead log")]
+    pub log_shape: LogShape,
+
+    /// How old a write may grow before it is sent to the bucket, however little there is to send
+    #[arg(long, value_name = "TIME", default_value = "5s", help_heading = "Destaging")]
+    pub destage_age: Interval,
+
+    /// Payload of a chunk, for volumes created without a size of their own
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", help_heading = "Destaging")]
+    pub chunk_size: ByteSize,
+
+    /// Memory for writes that are not in the bucket yet, all volumes together; beyond it they are read from the log
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = "Memory and caches")]
+    pub dirty_memory: ByteSize,
+
+    /// Memory for recently read blocks, all volumes together
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = "Memory and caches")]
+    pub block_cache: ByteSize,
+
+    /// Memory for the translation tables, all volumes together
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = "Memory and caches")]
+    pub table_memory: ByteSize,
+
+    /// Disk space for what was read from the bucket; 0 turns it off [default: 16GiB, on a dir: store 0]
+    #[arg(long, value_name = "SIZE", help_heading = "Memory and caches")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_cache: Option<ByteSize>,
+
+    /// Memory in front of the read cache
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", help_heading = "Memory and caches")]
+    pub read_cache_memory: ByteSize,
+
+    /// Threads that serve sockets and the log [default: half of the processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Threads")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reactors: Option<u16>,
+
+    /// Threads for compression, tables and requests to the store [default: one per processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Threads")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<u16>,
+
+    /// What is logged to stderr
+    #[arg(long, value_name = "LEVEL", default_value = "info", help_heading = "Messages")]
+    pub log_level: LogLevel,
+}
+
+impl Config {
+    /// The store, given or embedded.
+    pub fn store_url(&self) -> String {
+        let embedded = || format!("dir:{}", self.data.join("bucket").display());
+        self.store.clone().unwrap_or_else(embedded)
+    }
+
+    /// The store and how to reach it, as the store itself wants it said. A relative directory counts from the working
+    /// directory.
+    pub fn store_config(&self) -> StoreConfig {
+        let url = self.store_url();
+        let absolute = url.strip_prefix("dir:").and_then(|dir| std::path::absolute(dir).ok());
+        let on_s3 = url.starts_with("s3://");
+        StoreConfig {
+            endpoint: self.s3_endpoint.clone(),
+            region: self.s3_region.clone(),
+            path_style: self.s3_path_style,
+            profile: self.s3_profile.clone(),
+            request_timeout_s: on_s3.then_some(self.s3_timeout.0.as_secs()),
+            ..StoreConfig::new(absolute.map_or(url, |dir| format!("dir:{}", dir.display())))
+        }
+    }
+
+    /// Path of the NBD Unix socket, if there is to be one.
+    pub fn nbd_unix_path(&self) -> Option<PathBuf> {
+        match &self.nbd_unix {
+            None => Some(self.data.join("nbd.sock")),
+            Some(listen) => listen.on().cloned(),
+        }
+    }
+
+    /// Addresses for NBD over TCP.
+    pub fn nbd_tcp_addrs(&self) -> Vec<SocketAddr> {
+        self.nbd_tcp.iter().filter_map(|l| l.on().copied()).collect()
+    }
+
+    /// Path of the admin socket.
+    pub fn admin_path(&self) -> PathBuf {
+        admin_path(&self.data, self.admin.as_deref())
+    }
+
+    /// Disk space of the read cache; 0 means none.
+    pub fn read_cache_size(&self) -> ByteSize {
+        let default = if self.store_url().starts_with("s3://") { ByteSize::gib(16) } else { ByteSize(0) };
+        self.read_cache.unwrap_or(default)
+    }
+
+    /// Number of reactor threads.
+    pub fn reactor_count(&self) -> usize {
+        self.reactors.map_or_else(|| (processors() / 2).max(1), usize::from)
+    }
+
+    /// Number of worker threads.
+    pub fn worker_count(&self) -> usize {
+        self.workers.map_or_else(processors, usize::from)
+    }
+
+    /// The same settings with every default spelt out.
+    pub fn resolved(&self) -> Self {
+        let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+        Self {
+            store: Some(self.store_url()),
+            nbd_unix: Some(self.nbd_unix_path().map_or(Listen::None, Listen::On)),
+            admin: Some(self.admin_path()),
+            read_cache: Some(self.read_cache_size()),
+            reactors: Some(count(self.reactor_count())),
+            workers: Some(count(self.worker_count())),
+            ..self.clone()
+        }
+    }
+
+    /// Says what does not go together, by the names of the settings.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    pub fn check(&self) -> Result<(), String> {
+        let block = crate::types::BLOCK_SIZE;
+        if self.log_segment < ByteSize::mib(1) || !self.log_segment.0.is_multiple_of(block) {
+            return Err(format!(
+                "log-segment is {}; it must be at least 1MiB and a multiple of {block} bytes",
+                self.log_segment
+            ));
+        }
+        // One segment is being filled, one is destaged, one is ready to be taken.
+        if self.log_size.0 / self.log_segment.0 < 3 {
+            return Err(format!(
+                "log-size is {}; it must hold at least three segments of {} (log-segment)",
+                self.log_size, self.log_segment
+            ));
+        }
+        check_chunk_size(self.chunk_size)?;
+        if self.dirty_memory < ByteSize::mib(1) {
+            return Err(format!("dirty-memory is {}; it must be at least 1MiB", self.dirty_memory));
+        }
+        if self.destage_age.0.is_zero() {
+            return Err("destage-age must be longer than 0s".into());
+        }
+        if self.s3_timeout.0.as_secs() == 0 {
+            return Err("s3-timeout must be at least 1s".into());
+        }
+        if self.nbd_unix_path().is_none() && self.nbd_tcp_addrs().is_empty() {
+            return Err("nbd-unix and nbd-tcp are both none, so nobody could attach a volume".into());
+        }
+        Ok(())
+    }
+}
+
+/// What a chunk may carry, in bytes as a manifest counts them. Smaller ones cost too many requests, larger ones too much
+/// memory and too long a wait.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn check_chunk_size(size: ByteSize) -> Result<u32, String> {
+    let fits =
+        (ByteSize::mib(1)..=ByteSize::mib(64)).contains(&size) && size.0.is_multiple_of(crate::types::BLOCK_SIZE);
+    let bytes = u32::try_from(size.0).ok().filter(|_| fits);
+    bytes.ok_or_else(|| format!("the chunk size is {size}; it must be from 1MiB to 64MiB and a multiple of 4KiB"))
+}
+
+/// Where the admin socket of the daemon on `data` is.
+pub fn admin_path(data: &Path, given: Option<&Path>) -> PathBuf {
+    given.map_or_else(|| data.join("admin.sock"), Path::to_owned)
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A place to listen, or the word `none`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen<T> {
+    /// Do not listen.
+    None,
+    /// Listen here.
+    On(T),
+}
+
+impl<T> Listen<T> {
+    /// The place, if any.
+    pub fn on(&self) -> Option<&T> {
+        match self {
+            Self::None => None,
+            Self::On(place) => Some(place),
+        }
+    }
+}
+
+impl FromStr for Listen<PathBuf> {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "" => Err("write the path of a socket, or none".into()),
+            path => Ok(Self::On(PathBuf::from(path))),
+        }
+    }
+}
+
+impl FromStr for Listen<SocketAddr> {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            addr => addr.parse().map(Self::On).map_err(|_| {
+                format!("{addr:?} is not an address with a port, such as 127.0.0.1:10809 or [::1]:10809, nor none")
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Listen<PathBuf> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::On(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Listen<SocketAddr> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::On(addr) => addr.fmt(f),
+        }
+    }
+}
+
+impl<T> Serialize for Listen<T>
+where
+    Self: fmt::Display,
+{
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Listen<T>
+where
+    Self: FromStr<Err = String>,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// See `--log-shape`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogShape {
+    /// The thread that serves the socket writes the log through its own ring.
+    Ring,
+    /// One thread writes the logs of all volumes.
+    Thread,
+}
+
+/// See `--log-level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogLevel {
+    /// Only what failed.
+    Error,
+    /// And what may fail soon.
+    Warn,
+    /// And what changed.
+    Info,
+    /// And every connection and chunk.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// As a filter for `tracing`. Libraries below are kept to warnings until somebody debugs.
+    pub fn filter(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "warn,blockd=info",
+            Self::Debug => "info,blockd=debug",
+            Self::Trace => "trace",
+        }
+    }
+}

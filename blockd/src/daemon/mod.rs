@@ -1,0 +1,17 @@
+//! The running daemon: it puts the layers together and owns everything that lives as long as the process.
+//!
+//! Order at the start: data directory (locked before anything in it is read), store, reactors, admin socket, volumes,
+//! NBD sockets, the ready line. At the end the other way round: NBD listeners, volumes (each flushes its log and
+//! closes it), reactors. [`volumes`] is the only place that opens, changes and closes volumes.
+
+mod data_dir;
+mod exports;
+mod notify;
+mod run;
+mod signals;
+mod status;
+mod volumes;
+
+pub use data_dir::{DataDir, DataDirError};
+pub use run::{ServeOptions, run};
+pub use volumes::{Daemon, VolumeError};

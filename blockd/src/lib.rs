@@ -1,0 +1,36 @@
+//! blockd: durable block volumes on object storage.
+//!
+//! Writes become durable on a local write-ahead log ([`wal`]), are collected in a dirty map
+//! ([`volume`]), destaged in order as immutable chunks ([`chunk`]) to an object store ([`store`]),
+//! and found again through a translation table ([`table`]). [`export`] serves volumes over the network.
+//!
+//! Without the feature `engine` only what needs no database, object store or configuration is here: the formats, the log,
+//! the reactor and the NBD server, quick to compile for fuzzing.
+//!
+//! Layers point one way: export → volume → (wal | table | chunk | cache) → store.
+
+// Parts of what is left are for the engine only.
+#![cfg_attr(not(feature = "engine"), allow(dead_code))]
+
+#[cfg(feature = "engine")]
+pub mod admin;
+pub mod buf;
+#[cfg(feature = "engine")]
+pub mod cache;
+pub mod chunk;
+#[cfg(feature = "engine")]
+pub mod cli;
+#[cfg(feature = "engine")]
+pub mod config;
+#[cfg(feature = "engine")]
+pub mod daemon;
+pub mod export;
+pub mod manifest;
+pub mod reactor;
+#[cfg(feature = "engine")]
+pub mod store;
+#[cfg(feature = "engine")]
+pub mod table;
+pub mod types;
+pub mod volume;
+pub mod wal;

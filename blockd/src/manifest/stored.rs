@@ -1,0 +1,122 @@
+//! Manifests in the bucket.
+
+use bytes::Bytes;
+
+use super::format::{Manifest, ManifestFormatError};
+use super::name::{InvalidName, check_name};
+use crate::store::{ObjectStore, PutMode, StoreError, StoreErrorKind, Version};
+
+const PREFIX: &str = "volumes/";
+const SUFFIX: &str = "/manifest";
+
+/// A failure with a volume's manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Somebody else wrote it since it was read. Load it again and decide anew.
+    #[error("the manifest of volume {0:?} was changed by somebody else meanwhile")]
+    LostRace(String),
+    /// A volume of this name is there already.
+    #[error("a volume named {0:?} exists already; choose another name")]
+    Exists(String),
+    /// No volume of this name.
+    #[error("there is no volume named {0:?}")]
+    NotFound(String),
+    /// The name cannot be one.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// What was to be written could not be read again.
+    #[error("the manifest of volume {name:?} cannot be written: {why}")]
+    Unfit {
+        /// The volume.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The object is not a manifest of this volume.
+    #[error("the manifest of volume {name:?} is damaged: {source}")]
+    Damaged {
+        /// The volume.
+        name: String,
+        /// What is wrong with it.
+        source: ManifestFormatError,
+    },
+    /// The store failed. After a failed write its outcome is unknown: doing the same again finds out.
+    #[error("cannot reach the manifest of the volume: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// The object key of a volume's manifest.
+pub fn key(name: &str) -> String {
+    format!("{PREFIX}{name}{SUFFIX}")
+}
+
+/// Writes the manifest of a new volume.
+pub async fn create(store: &dyn ObjectStore, manifest: &Manifest) -> Result<Version, ManifestError> {
+    check_name(&manifest.name)?;
+    put(store, manifest, PutMode::Create).await?.ok_or_else(|| ManifestError::Exists(manifest.name.clone()))
+}
+
+/// Replaces a manifest that is still what it was when it was read as `version`.
+pub async fn replace(store: &dyn ObjectStore, manifest: &Manifest, version: Version) -> Result<Version, ManifestError> {
+    check_name(&manifest.name)?;
+    put(store, manifest, PutMode::Replace(version)).await?.ok_or_else(|| ManifestError::LostRace(manifest.name.clone()))
+}
+
+/// The new version, or nothing when the condition did not hold.
+async fn put(store: &dyn ObjectStore, manifest: &Manifest, mode: PutMode) -> Result<Option<Version>, ManifestError> {
+    if let Some(why) = manifest.problem() {
+        return Err(ManifestError::Unfit { name: manifest.name.clone(), why });
+    }
+    let key = key(&manifest.name);
+    let bytes: Bytes = manifest.encode();
+    match store.put(&key, bytes.clone(), mode).await {
+        Ok(version) => return Ok(Some(version)),
+        Err(error) if error.kind == StoreErrorKind::Precondition => {}
+        Err(error) => return Err(error.into()),
+    }
+    // An earlier attempt of this very write, whose answer was lost, may be what stands there now.
+    match store.get(&key).await {
+        Ok((found, version)) if found == bytes => Ok(Some(version)),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads the manifest of the volume `name`, and its version for [`replace`].
+pub async fn load(store: &dyn ObjectStore, name: &str) -> Result<(Manifest, Version), ManifestError> {
+    check_name(name)?;
+    let (bytes, version) = store.get(&key(name)).await.map_err(|error| match error.kind {
+        StoreErrorKind::NotFound => ManifestError::NotFound(name.to_owned()),
+        _ => error.into(),
+    })?;
+    let damaged = |source| ManifestError::Damaged { name: name.to_owned(), source };
+    let manifest = Manifest::decode(&bytes).map_err(damaged)?;
+    if manifest.name != name {
+        return Err(damaged(ManifestFormatError::Invalid("it is the manifest of another volume")));
+    }
+    Ok((manifest, version))
+}
+
+/// The names of all volumes, in order.
+pub async fn list(store: &dyn ObjectStore) -> Result<Vec<String>, ManifestError> {
+    let mut names = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = store.list(PREFIX, after.as_deref()).await?;
+        let Some(last) = page.last() else {
+            return Ok(names);
+        };
+        after = Some(last.key.clone());
+        names.extend(page.iter().filter_map(|entry| {
+            let name = entry.key.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
+            check_name(name).ok().map(|()| name.to_owned())
+        }));
+    }
+}
+
+/// Deletes the manifest of the volume `name`. Its other objects must be gone before, or nothing tells whose they are.
+pub async fn remove(store: &dyn ObjectStore, name: &str) -> Result<(), ManifestError> {
+    check_name(name)?;
+    Ok(store.delete(&[key(name)]).await?)
+}

@@ -1,0 +1,163 @@
+//! The manifest's bytes and its conditional requests.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::chunk::Codec;
+use crate::chunk::testing::TestStore;
+use crate::store::ObjectStore;
+use crate::types::VolumeId;
+
+fn manifest() -> Manifest {
+    Manifest {
+        id: VolumeId(*b"0123456789abcdef"),
+        name: "disk-1".into(),
+        size: 1 << 40,
+        durability: Durability::Local,
+        codec: Codec::Zstd(-3),
+        chunk_bytes: 16 << 20,
+        state: VolumeState::Active,
+        created_ms: 1_700_000_000_000,
+        epochs: vec![
+            EpochStart { epoch: 1, first_seq: 1, first_lsn: 1, owner: [0xaa; 16], opened_ms: 1_700_000_000_001 },
+            EpochStart { epoch: 3, first_seq: 0, first_lsn: 0, owner: [0xbb; 16], opened_ms: 1_700_000_000_002 },
+        ],
+    }
+}
+
+#[test]
+fn the_golden_manifest_reads_and_is_written_the_same() {
+    crate::chunk::testing::golden("manifest-v1.bin", &manifest().encode(), true, |bytes| {
+        assert_eq!(Manifest::decode(bytes), Ok(manifest()));
+    });
+}
+
+#[test]
+fn every_flipped_bit_and_every_cut_is_noticed() {
+    let bytes = manifest().encode();
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes.to_vec();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(Manifest::decode(&bad).is_err(), "bit {bit}");
+    }
+    for len in 0..bytes.len() {
+        assert!(Manifest::decode(&bytes[..len]).is_err(), "{len} bytes");
+    }
+    let mut longer = bytes.to_vec();
+    longer.push(0);
+    assert!(Manifest::decode(&longer).is_err());
+}
+
+#[test]
+fn settings_that_are_not_built_say_so() {
+    assert_eq!("replica".parse::<Durability>(), Err(UnknownDurability::NotBuilt));
+    for durability in [Durability::Local, Durability::Object] {
+        assert_eq!(durability.to_string().parse(), Ok(durability));
+    }
+    let mut bytes = manifest().encode().to_vec();
+    bytes[8] = 2;
+    assert_eq!(Manifest::decode(&bytes), Err(ManifestFormatError::Version(2)));
+}
+
+#[test]
+fn names() {
+    for good in ["a", "0", "A.b_c-d", &"x".repeat(128)] {
+        assert!(check_name(good).is_ok(), "{good}");
+    }
+    for bad in ["", ".a", "-a", "_a", "a/b", "a@b", "a b", "ä", "a\0", &"x".repeat(129)] {
+        assert!(check_name(bad).is_err(), "{bad}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn reads_back_what_was_written(
+        id: [u8; 16],
+        name in "[A-Za-z0-9][A-Za-z0-9._-]{0,127}",
+        blocks in 1u64..1 << 52,
+        object: bool,
+        codec in prop_oneof![Just(Codec::None), Just(Codec::Lz4), (1i8..=19).prop_map(Codec::Zstd)],
+        chunk_bytes: u32,
+        deleting: bool,
+        created_ms: u64,
+        epochs in prop::collection::vec((1u64..100, any::<bool>(), 0u64..50, any::<[u8; 16]>()), 0..20),
+    ) {
+        let (mut epoch, mut seq) = (0, 1);
+        let manifest = Manifest {
+            id: VolumeId(id),
+            name,
+            size: blocks << 12,
+            durability: if object { Durability::Object } else { Durability::Local },
+            codec,
+            chunk_bytes,
+            state: if deleting { VolumeState::Deleting } else { VolumeState::Active },
+            created_ms,
+            epochs: epochs.into_iter().map(|(step, settled, chunks, owner)| {
+                epoch += step;
+                seq += chunks;
+                EpochStart {
+                    epoch,
+                    first_seq: if settled { seq } else { 0 },
+                    first_lsn: seq * 7,
+                    owner,
+                    opened_ms: created_ms,
+                }
+            }).collect(),
+        };
+        prop_assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
+    }
+
+    #[test]
+    fn decoding_is_total(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let mut with_magic = manifest().encode()[..16].to_vec();
+        with_magic.extend_from_slice(&bytes);
+        prop_assert!(Manifest::decode(&bytes).is_err());
+        prop_assert!(Manifest::decode(&with_magic).is_err());
+    }
+}
+
+#[tokio::test]
+async fn only_one_of_two_writers_wins() {
+    let store = TestStore::default();
+    let first = manifest();
+    let version = create(&store, &first).await.unwrap();
+    // The same write again, its answer lost: recognized. A different one: not.
+    assert_eq!(create(&store, &first).await.unwrap(), version);
+    let other = Manifest { id: VolumeId([1; 16]), ..manifest() };
+    assert!(matches!(create(&store, &other).await, Err(ManifestError::Exists(_))));
+
+    let unfit = Manifest { size: 4097, ..manifest() };
+    assert!(matches!(replace(&store, &unfit, version.clone()).await, Err(ManifestError::Unfit { .. })));
+
+    let (mut mine, mut theirs) = (first.clone(), first.clone());
+    mine.size *= 2;
+    theirs.size *= 3;
+    let newer = replace(&store, &mine, version.clone()).await.unwrap();
+    assert!(matches!(replace(&store, &theirs, version.clone()).await, Err(ManifestError::LostRace(_))));
+    assert_eq!(replace(&store, &mine, version).await.unwrap(), newer);
+    assert_eq!(load(&store, "disk-1").await.unwrap(), (mine, newer));
+}
+
+#[tokio::test]
+async fn volumes_are_listed_and_removed() {
+    let store = TestStore::default();
+    for name in ["b", "a", "c"] {
+        let manifest = Manifest { name: name.into(), ..manifest() };
+        create(&store, &manifest).await.unwrap();
+    }
+    let junk = bytes::Bytes::from_static(b"x");
+    store.put("volumes/x/other", junk.clone(), crate::store::PutMode::Create).await.unwrap();
+    assert_eq!(list(&store).await.unwrap(), ["a", "b", "c"]);
+    remove(&store, "b").await.unwrap();
+    remove(&store, "b").await.unwrap();
+    assert_eq!(list(&store).await.unwrap(), ["a", "c"]);
+    assert!(matches!(load(&store, "b").await, Err(ManifestError::NotFound(_))));
+    assert!(matches!(load(&store, "a@b").await, Err(ManifestError::Name(_))));
+    // A manifest under another volume's name, and one that is none.
+    let stray = manifest().encode();
+    store.put(&key("stray"), stray, crate::store::PutMode::Create).await.unwrap();
+    store.put(&key("junk"), junk, crate::store::PutMode::Create).await.unwrap();
+    for name in ["stray", "junk"] {
+        assert!(matches!(load(&store, name).await, Err(ManifestError::Damaged { .. })));
+    }
+}

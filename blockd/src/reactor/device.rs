@@ -1,0 +1,51 @@
+//! What the reactor drives: a volume, or something that answers like one.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::volume::{Effect, JobDone, ReadNow, Token, WriteData};
+
+/// A block device that performs no I/O of its own.
+///
+/// Offsets and lengths are bytes and may be anything: the device checks ranges, and reads, modifies and writes
+/// partial blocks itself. Every request but a [`Device::read`] answered at once is answered by exactly one
+/// [`Effect::Complete`] with its token, never from inside the call.
+pub trait Device: Send + 'static {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+    /// Appends `len` bytes to `out` at once, or answers later.
+    fn read(&mut self, token: Token, offset: u64, len: u32, out: &mut Vec<u8>) -> ReadNow;
+    /// Writes; with `fua` it is answered once durable.
+    fn write(&mut self, token: Token, offset: u64, data: WriteData<'_>, fua: bool);
+    /// Makes a range read as zeroes; with `no_hole` it stays allocated.
+    fn zero(&mut self, token: Token, offset: u64, len: u64, fua: bool, no_hole: bool);
+    /// Discards a range.
+    fn trim(&mut self, token: Token, offset: u64, len: u64, fua: bool);
+    /// Answered once everything answered before is durable.
+    fn flush(&mut self, token: Token);
+    /// Describes a range in at most `max` runs.
+    fn extents(&mut self, token: Token, offset: u64, len: u64, max: usize);
+    /// Warms the caches for a range.
+    fn prefetch(&mut self, token: Token, offset: u64, len: u64);
+    /// Called after each batch of events with the time of [`super::now_us`].
+    fn advance(&mut self, now_us: u64);
+    /// The next thing to carry out.
+    fn next_effect(&mut self) -> Option<Effect>;
+    /// A log operation ended.
+    fn log_done(&mut self, id: u64, result: io::Result<()>);
+    /// A job ended.
+    fn job_done(&mut self, done: JobDone);
+    /// When [`Device::advance`] wants to be called next at the latest.
+    fn deadline_us(&self) -> Option<u64>;
+    /// Begins an orderly shutdown; effects continue until [`Device::closed`].
+    fn close(&mut self);
+    /// Whether nothing is left to do.
+    fn closed(&self) -> bool;
+    /// The open file of a log segment; stays open while an operation on it runs.
+    fn log_fd(&self, segment: u32) -> RawFd;
+    /// For callers of [`super::ReactorHandle::with_device`] that know the concrete type.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}

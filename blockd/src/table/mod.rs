@@ -1,0 +1,101 @@
+//! The translation table: where each block of a volume stands in the bucket.
+//!
+//! A cache of what the chunks say, never the truth: it can be thrown away and rebuilt from their headers. [`Table`]
+//! applies one chunk per atomic batch ([`apply`]) and answers reads with one point lookup per 64 blocks ([`lookup`]).
+//! [`leaf`] and [`key`] know the bytes, [`rocks`] and [`memory`] keep them.
+//!
+//! What must hold: the applied position travels in the same batch as the mappings, so that after a crash, which loses
+//! everything since the last [`Table::persist`] or less, the table is exact for some prefix of the chunk sequence and
+//! says which. Trims and zeroes of any length cost the same. Byte tables: `docs/format.md`.
+
+use std::path::PathBuf;
+
+use crate::types::{Lsn, VolumeId};
+
+mod allocations;
+mod apply;
+pub mod key;
+mod kv;
+pub mod leaf;
+mod lookup;
+mod memory;
+mod rocks;
+mod simulate;
+mod spans;
+#[allow(clippy::module_inception)] // the noun of this folder
+mod table;
+
+pub use leaf::Target;
+pub use lookup::{ChunkDirectory, Mapped};
+pub use memory::MemKv;
+pub use simulate::simulate;
+pub use table::{Table, TableStats};
+
+/// How far the chunk sequence has been applied. Zeroes mean: nothing yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The newest chunk's sequence number.
+    pub seq: u64,
+    /// The newest LSN in it.
+    pub lsn: Lsn,
+}
+
+/// A failure of the translation table.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// The database does not open.
+    #[error(
+        "cannot open the translation table in {path}: {source} (if it is damaged, move the directory away: it is \
+         rebuilt from the bucket)"
+    )]
+    Open {
+        /// Its directory.
+        path: PathBuf,
+        /// The database's words.
+        source: rocksdb::Error,
+    },
+    /// A database that is not a translation table.
+    #[error("the database is not a translation table; choose another directory")]
+    NotATable,
+    /// The table of another volume.
+    #[error("the translation table belongs to volume {found}, not to {expected}")]
+    Foreign {
+        /// Whose it is.
+        found: VolumeId,
+        /// Whose it should be.
+        expected: VolumeId,
+    },
+    /// Written by a newer program.
+    #[error(
+        "translation table version {found} is unknown to this program; use a newer one, or move the table away: it is \
+         rebuilt from the bucket"
+    )]
+    Newer {
+        /// Its version.
+        found: u32,
+    },
+    /// The database failed.
+    #[error("translation table: {op} failed: {source}")]
+    Engine {
+        /// What was tried.
+        op: &'static str,
+        /// The database's words.
+        source: rocksdb::Error,
+    },
+    /// An entry that makes no sense.
+    #[error("the translation table is damaged: {0} (move its directory away: it is rebuilt from the bucket)")]
+    Damaged(String),
+    /// A chunk that is not the next one.
+    #[error("chunk {got:?} cannot follow what is applied ({applied:?}): {why}")]
+    OutOfOrder {
+        /// How far the table is.
+        applied: Applied,
+        /// What was to be applied.
+        got: crate::chunk::ChunkName,
+        /// What is wrong.
+        why: &'static str,
+    },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! The table as its users see it.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use super::kv::{Batch, Kv};
+use super::lookup::ChunkDirectory;
+use super::memory::MemKv;
+use super::rocks::Rocks;
+use super::spans::ZeroSpans;
+use super::{Applied, TableError, key};
+use crate::types::VolumeId;
+
+/// The translation table of one volume. Reads may run while one chunk is applied; they see a leaf either before or
+/// after it, so the dirty map must keep a chunk's blocks until `apply` has returned.
+pub struct Table {
+    pub(super) volume: VolumeId,
+    pub(super) kv: Arc<dyn Kv>,
+    /// Held while a batch is made and written: one chunk after the other.
+    pub(super) applied: Mutex<Applied>,
+    /// Changed together with the entries, so that [`Table::allocations`] sees both before or both after.
+    pub(super) spans: RwLock<ZeroSpans>,
+    pub(super) directories: Cache<u64, Arc<ChunkDirectory>, DirectoryWeight>,
+}
+
+/// Sizes for status and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableStats {
+    /// Blocks, indexes, filters and unflushed writes in memory, in bytes.
+    pub cache_bytes: u64,
+    /// Frame directories in memory, in bytes.
+    pub directory_bytes: u64,
+    /// Files, in bytes.
+    pub file_bytes: u64,
+}
+
+#[derive(Clone)]
+pub(super) struct DirectoryWeight;
+
+impl Weighter<u64, Arc<ChunkDirectory>> for DirectoryWeight {
+    fn weight(&self, _: &u64, directory: &Arc<ChunkDirectory>) -> u64 {
+        directory.memory() as u64
+    }
+}
+
+impl Table {
+    /// Opens the table in the directory `path`, or makes a new one there. `memory_bytes` bounds everything it keeps
+    /// in memory, a quarter of it for frame directories. The table of another volume or of a newer version is refused.
+    pub fn open(path: &Path, memory_bytes: usize, volume: VolumeId) -> Result<Table, TableError> {
+        let directory_bytes = memory_bytes / 4;
+        let rocks = Rocks::open(path, memory_bytes - directory_bytes)
+            .map_err(|source| TableError::Open { path: path.to_owned(), source })?;
+        Self::over(Arc::new(rocks), directory_bytes, volume)
+    }
+
+    /// A table over simulated storage.
+    pub fn in_memory(kv: Arc<MemKv>, volume: VolumeId) -> Result<Table, TableError> {
+        Self::over(kv, 1 << 20, volume)
+    }
+
+    fn over(kv: Arc<dyn Kv>, directory_bytes: usize, volume: VolumeId) -> Result<Table, TableError> {
+        Self::claim(&*kv, volume)?;
+        let failed = |source| TableError::Engine { op: "reading", source };
+        let applied = match kv.get(&key::APPLIED).map_err(failed)? {
+            None => Applied::default(),
+            Some(value) => key::decode_applied(&value)
+                .ok_or_else(|| TableError::Damaged("the applied position is malformed".into()))?,
+        };
+        let mut spans = ZeroSpans::default();
+        let mut sound = true;
+        kv.scan(&key::zeroes(0), &key::zeroes(u64::MAX), &mut |k, v| {
+            sound = match (key::number(k), key::decode_zeroes(v)) {
+                (Some(start), Some(end)) => spans.load(start..end),
+                _ => false,
+            };
+            sound
+        })
+        .map_err(failed)?;
+        if !sound {
+            return Err(TableError::Damaged("a span of zeroes is malformed".into()));
+        }
+        // The item estimate only sizes the cache's own bookkeeping: directories of 16 MiB chunks are 6 to 12 KiB.
+        let items = (directory_bytes / (8 << 10)).max(64);
+        Ok(Table {
+            volume,
+            kv,
+            applied: Mutex::new(applied),
+            spans: RwLock::new(spans),
+            directories: Cache::with_weighter(items, directory_bytes as u64, DirectoryWeight),
+        })
+    }
+
+    /// Checks that the entries are this volume's, or marks an empty store as such.
+    fn claim(kv: &dyn Kv, volume: VolumeId) -> Result<(), TableError> {
+        let reading = |source| TableError::Engine { op: "reading its format", source };
+        if let Some(value) = kv.get(&key::FORMAT).map_err(reading)? {
+            let (version, found) = key::decode_format(&value).ok_or(TableError::NotATable)?;
+            if version != key::VERSION {
+                return Err(TableError::Newer { found: version });
+            }
+            if found != volume {
+                return Err(TableError::Foreign { found, expected: volume });
+            }
+            return Ok(());
+        }
+        let mut empty = true;
+        kv.scan(&[], &[0xff; 16], &mut |_, _| {
+            empty = false;
+            false
+        })
+        .map_err(reading)?;
+        if !empty {
+            return Err(TableError::NotATable);
+        }
+        let mut batch = Batch::default();
+        batch.put(&key::FORMAT, key::encode_format(volume));
+        kv.write(batch)
+            .and_then(|()| kv.persist())
+            .map_err(|source| TableError::Engine { op: "writing its format", source })
+    }
+
+    /// How far the chunk sequence has been applied.
+    pub fn applied(&self) -> Applied {
+        *self.lock_applied()
+    }
+
+    /// Makes everything applied so far survive a crash. Blocks for a flush of up to a few MiB.
+    pub fn persist(&self) -> Result<(), TableError> {
+        self.kv.persist().map_err(|source| TableError::Engine { op: "flushing", source })
+    }
+
+    /// Sizes for status and metrics.
+    pub fn stats(&self) -> TableStats {
+        let (cache_bytes, file_bytes) = self.kv.usage();
+        TableStats { cache_bytes, directory_bytes: self.directories.weight(), file_bytes }
+    }
+
+    pub(super) fn lock_applied(&self) -> MutexGuard<'_, Applied> {
+        // The position is only stored after its batch was written, so a panic in between leaves it true.
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn read_spans(&self) -> RwLockReadGuard<'_, ZeroSpans> {
+        // Replaced whole, never changed in place.
+        self.spans.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Table({}, {:?})", self.volume, self.applied())
+    }
+}

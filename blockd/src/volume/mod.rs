@@ -1,0 +1,57 @@
+//! The volume engine: a single-threaded state machine that performs no I/O itself.
+//!
+//! A driver (the [`crate::reactor`], or a simulation) feeds it requests, finished I/O and the time, and carries
+//! out the [`Effect`]s it emits. What must hold:
+//! - a write is acknowledged after its log frame and all earlier ones are written; a flush after they are durable;
+//! - a higher LSN wins, whatever completes first; reads see dirty data, then the translation table, then zeroes;
+//! - the bucket only ever holds a prefix of the history; nothing leaves the log before the bucket has it;
+//! - trouble with the bucket delays, and never fails, a write.
+
+#[cfg(feature = "engine")]
+mod admin;
+mod api;
+#[cfg(feature = "engine")]
+mod block_cache;
+#[cfg(feature = "engine")]
+mod destage;
+#[cfg(feature = "engine")]
+mod device;
+#[cfg(feature = "engine")]
+mod dirty;
+#[cfg(feature = "engine")]
+mod engine;
+#[cfg(feature = "engine")]
+mod flush;
+#[cfg(feature = "engine")]
+mod job;
+#[cfg(feature = "engine")]
+mod open;
+#[cfg(feature = "engine")]
+mod own;
+#[cfg(feature = "engine")]
+mod pace;
+#[cfg(feature = "engine")]
+mod read;
+#[cfg(feature = "engine")]
+mod stats;
+#[cfg(feature = "engine")]
+mod write;
+
+#[cfg(feature = "engine")]
+pub use admin::{delete, resize};
+pub use api::*;
+#[cfg(feature = "engine")]
+pub use engine::{Tuning, Volume, WallClock};
+#[cfg(feature = "engine")]
+pub use job::{Blocking, Jitter, JobDone};
+#[cfg(feature = "engine")]
+pub use open::{OpenError, OpenOptions, OpenReport, Parts};
+#[cfg(feature = "engine")]
+pub use own::{BucketState, wall_ms};
+#[cfg(feature = "engine")]
+pub use stats::VolumeStats;
+
+/// Without the engine nobody hands out jobs.
+#[cfg(not(feature = "engine"))]
+#[derive(Debug)]
+pub enum JobDone {}

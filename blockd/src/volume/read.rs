@@ -1,0 +1,436 @@
+//! Reads: dirty data, then the translation table, then zeroes; from memory at once where possible.
+
+use super::api::{Allocation, IoError, Outcome, ReadData, ReadNow, Token};
+use super::dirty::Source;
+use super::engine::{Volume, blocks_of, within_block};
+use super::job::{Done, ExtentPart, FetchError, Fetched, From, Missing};
+use super::write::Merge;
+use crate::types::{BLOCK, BLOCK_SIZE, Lba, Lsn};
+use crate::wal::writer::Payload;
+
+/// Reads ahead in pieces of this many blocks, so that several requests to the bucket run side by side.
+const PREFETCH_BLOCKS: u64 = 256;
+/// Largest window ahead of a sequential reader, in blocks.
+const WINDOW_MAX: u64 = 4096;
+/// Sequential readers followed at once.
+const STREAMS: usize = 8;
+/// Prefetches on their way at once.
+const PREFETCHES_MAX: usize = 24;
+
+/// Who waits for fetched blocks.
+#[derive(Default)]
+pub(super) enum Waiter {
+    #[default]
+    Nobody,
+    Read {
+        token: Token,
+        offset: u64,
+        len: usize,
+        holes: Vec<(u64, u64)>,
+    },
+    Merge(Box<Merge>),
+}
+
+/// A fetch under way.
+#[derive(Default)]
+pub(super) struct PendingRead {
+    pub waiter: Waiter,
+    /// Frames kept in the log for it.
+    pub pins: Vec<u64>,
+    /// Ranges fetched from the table: first block, count, position in the buffer in blocks.
+    clean: Vec<(Lba, u64, usize)>,
+    since: Lsn,
+    /// For a prefetch: reads that found their blocks on the way.
+    queue: Vec<(Token, u64, u32)>,
+}
+
+impl PendingRead {
+    /// A fetch of the edge blocks of a sub-block write.
+    pub fn for_merge(merge: Merge, pins: Vec<u64>) -> Self {
+        Self { waiter: Waiter::Merge(Box::new(merge)), pins, ..Self::default() }
+    }
+}
+
+/// Sequential readers and what is on its way for them.
+#[derive(Default)]
+pub(super) struct Readahead {
+    streams: Vec<Stream>,
+    /// Prefetches on their way: id, first block, count.
+    flying: Vec<(u64, Lba, u64)>,
+}
+
+struct Stream {
+    next: Lba,
+    hits: u32,
+    missed: bool,
+    /// Requested up to here.
+    ahead: Lba,
+    window: u64,
+}
+
+impl Volume {
+    /// Reads bytes into `out` if memory has them; otherwise a completion follows.
+    pub fn read(&mut self, token: Token, offset: u64, len: u32, out: &mut Vec<u8>) -> ReadNow {
+        if !self.in_range(offset, u64::from(len)) {
+            return ReadNow::Failed(IoError::OutOfRange);
+        }
+        self.stats.reads += 1;
+        self.stats.read_bytes += u64::from(len);
+        if len == 0 {
+            return ReadNow::Ready { holes: Vec::new() };
+        }
+        let (lba, blocks) = blocks_of(offset, u64::from(len));
+        let answer = self.read_or_fetch(token, offset, len, out, true);
+        self.follow_stream(lba, blocks, answer == ReadNow::Pending);
+        answer
+    }
+
+    fn read_or_fetch(&mut self, token: Token, offset: u64, len: u32, out: &mut Vec<u8>, wait: bool) -> ReadNow {
+        let (lba, blocks) = blocks_of(offset, u64::from(len));
+        let start = out.len();
+        if blocks == 1 {
+            // One block: answered without collecting anything.
+            let skip = within_block(offset);
+            if let Some(holes) = self.read_block(lba, skip..skip + len as usize, out) {
+                self.stats.memory_hits += 1;
+                return ReadNow::Ready { holes };
+            }
+        }
+        let mut holes = Vec::new();
+        let mut missing = Vec::new();
+        let mut pins = Vec::new();
+        let mut data = Vec::with_capacity(blocks as usize * BLOCK);
+        for piece in self.dirty.pieces(lba, blocks) {
+            let at = data.len() / BLOCK;
+            match piece.found {
+                Some((_, Source::Log { frame, block })) => match self.log.payload(frame, block, piece.blocks as u32) {
+                    Payload::Memory(slices) => slices.iter().for_each(|s| data.extend_from_slice(s)),
+                    Payload::Logged(payload) => {
+                        pins.push(frame);
+                        missing.push(Missing { at, blocks: piece.blocks as usize, from: From::Log(payload) });
+                        data.resize(data.len() + piece.blocks as usize * BLOCK, 0);
+                    }
+                },
+                Some((_, Source::Zero { .. })) => {
+                    holes.push((at as u64, piece.blocks));
+                    data.resize(data.len() + piece.blocks as usize * BLOCK, 0);
+                }
+                None => {
+                    for lba in piece.lba..piece.lba + piece.blocks {
+                        if let Some(block) = self.cache.get(lba) {
+                            data.extend_from_slice(block);
+                            continue;
+                        }
+                        let at = data.len() / BLOCK;
+                        data.resize(data.len() + BLOCK, 0);
+                        match missing.last_mut() {
+                            Some(Missing { at: from, blocks, from: From::Table(_) }) if *from + *blocks == at => {
+                                *blocks += 1;
+                            }
+                            _ => missing.push(Missing { at, blocks: 1, from: From::Table(lba) }),
+                        }
+                    }
+                }
+            }
+        }
+        let absent: usize = missing.iter().map(|m| m.blocks).sum();
+        self.stats.memory_hits += blocks - absent as u64;
+        self.stats.memory_misses += absent as u64;
+        if missing.is_empty() {
+            let skip = within_block(offset);
+            out.extend_from_slice(&data[skip..skip + len as usize]);
+            return ReadNow::Ready { holes: byte_holes(&holes, skip, out.len() - start) };
+        }
+        if wait && self.join_prefetch(token, offset, len, &missing) {
+            return ReadNow::Pending;
+        }
+        for &frame in &pins {
+            self.log.pin(frame);
+        }
+        let clean = missing
+            .iter()
+            .filter_map(|m| match m.from {
+                From::Table(lba) => Some((lba, m.blocks as u64, m.at)),
+                From::Log(_) => None,
+            })
+            .collect();
+        let id = self.id_for();
+        let backend = self.backend.clone();
+        self.spawn(async move { Done::Read { id, result: backend.fetch(data, missing).await } });
+        let waiter = Waiter::Read { token, offset, len: len as usize, holes };
+        let since = self.log.accepted_lsn();
+        self.reads.insert(id, PendingRead { waiter, pins, clean, since, queue: Vec::new() });
+        ReadNow::Pending
+    }
+
+    fn read_block(
+        &mut self,
+        lba: Lba,
+        range: std::ops::Range<usize>,
+        out: &mut Vec<u8>,
+    ) -> Option<Vec<(usize, usize)>> {
+        match self.dirty.get(lba) {
+            Some((_, Source::Log { frame, block })) => match self.log.payload(frame, block, 1) {
+                Payload::Memory(slices) => {
+                    out.extend_from_slice(&slices[0][range]);
+                    Some(Vec::new())
+                }
+                Payload::Logged(_) => None,
+            },
+            Some((_, Source::Zero { .. })) => {
+                let len = range.len();
+                out.resize(out.len() + len, 0);
+                Some(vec![(0, len)])
+            }
+            None => {
+                out.extend_from_slice(&self.cache.get(lba)?[range]);
+                Some(Vec::new())
+            }
+        }
+    }
+
+    /// One block from memory, or where else it has to be fetched from.
+    pub(super) fn peek(&mut self, lba: Lba, own: &mut [u8]) -> Result<(), From> {
+        match self.dirty.get(lba) {
+            Some((_, Source::Log { frame, block })) => match self.log.payload(frame, block, 1) {
+                Payload::Memory(slices) => own.copy_from_slice(&slices[0]),
+                Payload::Logged(payload) => return Err(From::Log(payload)),
+            },
+            Some((_, Source::Zero { .. })) => own.fill(0),
+            None => own.copy_from_slice(self.cache.get(lba).ok_or(From::Table(lba))?),
+        }
+        Ok(())
+    }
+
+    /// Keeps the frames behind dirty blocks in the log; the result goes to a [`PendingRead`].
+    pub(super) fn pin_all(&mut self, lbas: impl Iterator<Item = Lba>) -> Vec<u64> {
+        let mut pins = Vec::new();
+        for lba in lbas {
+            if let Some((_, Source::Log { frame, .. })) = self.dirty.get(lba) {
+                self.log.pin(frame);
+                pins.push(frame);
+            }
+        }
+        pins
+    }
+
+    fn unpin_all(&mut self, pins: &[u64]) {
+        for &frame in pins {
+            self.log.unpin(frame);
+        }
+    }
+
+    pub(super) fn read_done(&mut self, id: u64, result: Result<Fetched, FetchError>) {
+        let Some(pending) = self.reads.remove(&id) else { return };
+        self.unpin_all(&pending.pins);
+        if let Ok(fetched) = &result {
+            self.cache_clean(&pending, &fetched.data);
+        }
+        match pending.waiter {
+            Waiter::Nobody => {}
+            Waiter::Merge(merge) => {
+                self.edges_fetched(*merge, result.map(|f| f.data));
+            }
+            Waiter::Read { token, offset, len, mut holes } => {
+                let result = result.map_err(|e| IoError::Read(e.message)).map(|fetched| {
+                    holes.extend(fetched.holes);
+                    holes.sort_unstable();
+                    let skip = within_block(offset);
+                    let mut bytes = fetched.data;
+                    bytes.truncate(skip + len);
+                    bytes.drain(..skip);
+                    let holes = byte_holes(&holes, skip, len);
+                    Outcome::Data(ReadData { bytes, holes })
+                });
+                self.complete(token, result);
+            }
+        }
+    }
+
+    /// Keeps what was fetched, unless something newer was accepted for a block since the fetch began: the fetch may
+    /// have seen the content from before.
+    fn cache_clean(&mut self, pending: &PendingRead, data: &[u8]) {
+        for &(lba, blocks, at) in &pending.clean {
+            for i in 0..blocks {
+                if self.dirty.get(lba + i).is_none() && self.unchanged_since(lba + i, pending.since) {
+                    let from = (at + i as usize) * BLOCK;
+                    self.cache.insert(lba + i, &data[from..from + BLOCK]);
+                }
+            }
+        }
+    }
+
+    /// Queues a read behind a prefetch that brings one of its missing blocks.
+    fn join_prefetch(&mut self, token: Token, offset: u64, len: u32, missing: &[Missing]) -> bool {
+        for part in missing {
+            let From::Table(lba) = part.from else { continue };
+            let end = lba + part.blocks as u64;
+            let flying = self.readahead.flying.iter().find(|(_, first, count)| *first < end && lba < first + count);
+            if let Some((id, ..)) = flying
+                && let Some(pending) = self.reads.get_mut(id)
+            {
+                pending.queue.push((token, offset, len));
+                return true;
+            }
+        }
+        false
+    }
+
+    fn follow_stream(&mut self, lba: Lba, blocks: u64, missed: bool) {
+        let end = lba + blocks;
+        let streams = &mut self.readahead.streams;
+        let Some(at) = streams.iter().position(|s| s.next == lba) else {
+            if missed {
+                if streams.len() == STREAMS {
+                    streams.remove(0);
+                }
+                streams.push(Stream { next: end, hits: 0, missed, ahead: end, window: 0 });
+            }
+            return;
+        };
+        let mut stream = streams.remove(at);
+        stream.next = end;
+        stream.hits += 1;
+        stream.missed |= missed;
+        if stream.hits >= 2 && stream.missed {
+            if stream.window == 0 {
+                stream.window = (blocks * 4).clamp(PREFETCH_BLOCKS / 2, WINDOW_MAX);
+            }
+            stream.ahead = stream.ahead.max(end);
+            if stream.ahead < end + stream.window / 2 {
+                let until = (end + stream.window).min(self.size.div_ceil(BLOCK_SIZE));
+                while stream.ahead < until && self.readahead.flying.len() < PREFETCHES_MAX {
+                    // Aligned pieces, so that neighbouring streams and chunk frames meet.
+                    let next = (stream.ahead + 1).next_multiple_of(PREFETCH_BLOCKS).min(until);
+                    self.fetch_ahead(stream.ahead, next - stream.ahead);
+                    stream.ahead = next;
+                }
+                stream.window = (stream.window * 2).min(WINDOW_MAX).min(self.readahead_limit());
+            }
+        }
+        self.readahead.streams.push(stream);
+    }
+
+    /// A window must fit in the cache several times over, or it would push itself out.
+    fn readahead_limit(&self) -> u64 {
+        (self.tuning.block_cache_bytes / BLOCK / 4) as u64
+    }
+
+    fn fetch_ahead(&mut self, lba: Lba, blocks: u64) {
+        let wanted = |l: &Lba| self.dirty.get(*l).is_none() && self.cache.get(*l).is_none();
+        let Some(first) = (lba..lba + blocks).find(wanted) else { return };
+        let last = (first..lba + blocks).rfind(wanted).unwrap_or(first);
+        let blocks = last + 1 - first;
+        let id = self.id_for();
+        let backend = self.backend.clone();
+        let missing = vec![Missing { at: 0, blocks: blocks as usize, from: From::Table(first) }];
+        let data = vec![0; blocks as usize * BLOCK];
+        self.spawn(async move { Done::Prefetched { id, result: backend.fetch(data, missing).await } });
+        let since = self.log.accepted_lsn();
+        // What is dirty now may leave the dirty map before the fetch ends, and the fetch may have seen the table from
+        // before that: only what the dirty map does not know is worth keeping.
+        let gaps = self.dirty.pieces(first, blocks).into_iter().filter(|p| p.found.is_none());
+        let clean = gaps.map(|p| (p.lba, p.blocks, (p.lba - first) as usize)).collect();
+        self.reads.insert(id, PendingRead { clean, since, ..PendingRead::default() });
+        self.readahead.flying.push((id, first, blocks));
+    }
+
+    pub(super) fn prefetch_done(&mut self, id: u64, result: Result<Fetched, FetchError>) {
+        self.readahead.flying.retain(|(flying, ..)| *flying != id);
+        let Some(pending) = self.reads.remove(&id) else { return };
+        if let Ok(fetched) = &result {
+            self.cache_clean(&pending, &fetched.data);
+        }
+        match pending.waiter {
+            Waiter::Read { token, .. } => self.complete(token, Ok(Outcome::Done)),
+            Waiter::Nobody | Waiter::Merge(_) => {}
+        }
+        for (token, offset, len) in pending.queue {
+            let mut bytes = Vec::with_capacity(len as usize);
+            match self.read_or_fetch(token, offset, len, &mut bytes, false) {
+                ReadNow::Ready { holes } => self.complete(token, Ok(Outcome::Data(ReadData { bytes, holes }))),
+                ReadNow::Failed(error) => self.complete(token, Err(error)),
+                ReadNow::Pending => {}
+            }
+        }
+    }
+
+    /// Brings a range into memory; answered when the first piece is on its way, or at once if nothing has to be.
+    pub fn prefetch(&mut self, token: Token, offset: u64, len: u64) {
+        if !self.in_range(offset, len) {
+            self.complete(token, Err(IoError::OutOfRange));
+            return;
+        }
+        let (lba, blocks) = blocks_of(offset, len);
+        let mut at = lba;
+        let end = lba + blocks.min(self.readahead_limit());
+        while at < end && self.readahead.flying.len() < PREFETCHES_MAX {
+            let next = (at + PREFETCH_BLOCKS).min(end);
+            self.fetch_ahead(at, next - at);
+            at = next;
+        }
+        self.complete(token, Ok(Outcome::Done));
+    }
+
+    /// Tells which parts of a range are allocated: at most `max` runs, from its start, without gaps.
+    pub fn extents(&mut self, token: Token, offset: u64, len: u64, max: usize) {
+        if len == 0 || !self.in_range(offset, len) {
+            self.complete(token, Err(IoError::OutOfRange));
+            return;
+        }
+        let (lba, blocks) = blocks_of(offset, len);
+        let parts = self
+            .dirty
+            .pieces(lba, blocks)
+            .into_iter()
+            .map(|piece| match piece.found {
+                None => ExtentPart::Ask { lba: piece.lba, blocks: piece.blocks },
+                Some((_, source)) => ExtentPart::Known {
+                    blocks: piece.blocks,
+                    allocation: match source {
+                        Source::Log { .. } => Allocation::Data,
+                        Source::Zero { allocated: true } => Allocation::Zero,
+                        Source::Zero { allocated: false } => Allocation::Hole,
+                    },
+                },
+            })
+            .collect();
+        let skip = within_block(offset) as u64;
+        let backend = self.backend.clone();
+        self.spawn(async move {
+            let mut done = backend.extents(token, parts, max.max(1)).await;
+            if let Done::Extents { result: Ok(runs), .. } = &mut done {
+                trim_runs(runs, skip, len);
+            }
+            done
+        });
+    }
+}
+
+/// Cuts block-aligned runs to the byte range asked for.
+fn trim_runs(runs: &mut Vec<super::api::ExtentStatus>, skip: u64, len: u64) {
+    if let Some(first) = runs.first_mut() {
+        first.len -= skip;
+    }
+    let mut left = len;
+    runs.retain_mut(|run| {
+        run.len = run.len.min(left);
+        left -= run.len;
+        run.len > 0
+    });
+}
+
+/// Turns hole ranges in blocks into byte ranges of the `len` bytes that start `skip` bytes into the first block.
+fn byte_holes(holes: &[(u64, u64)], skip: usize, len: usize) -> Vec<(usize, usize)> {
+    let mut out: Vec<(usize, usize)> = Vec::with_capacity(holes.len());
+    for &(first, blocks) in holes {
+        let from = (first as usize * BLOCK).saturating_sub(skip);
+        let to = ((first + blocks) as usize * BLOCK - skip).min(len);
+        match out.last_mut() {
+            Some((start, size)) if *start + *size == from => *size = to - *start,
+            _ if from < to => out.push((from, to - from)),
+            _ => {}
+        }
+    }
+    out
+}

@@ -1,0 +1,60 @@
+//! What a volume says of itself.
+
+use serde::{Deserialize, Serialize};
+
+/// A snapshot of a volume's counters and gauges. Counters start at zero when the volume is opened.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStats {
+    /// Newest accepted LSN.
+    pub accepted_lsn: u64,
+    /// Newest LSN on the log device's medium.
+    pub durable_lsn: u64,
+    /// Newest LSN in the bucket, as part of a contiguous prefix.
+    pub destaged_lsn: u64,
+    /// Written bytes (payload) accepted and not yet in the bucket.
+    pub dirty_bytes: u64,
+    /// Age in seconds of the oldest accepted write that is not yet in the bucket; 0 when all is.
+    pub behind_seconds: f64,
+    /// Bytes of log segments in use.
+    pub log_used_bytes: u64,
+    /// Most bytes of log the volume may use.
+    pub log_capacity_bytes: u64,
+    /// Seconds until the log is full at the present rates; none while it is not filling.
+    pub log_full_in_seconds: Option<f64>,
+    /// Read requests.
+    pub reads: u64,
+    /// Write requests.
+    pub writes: u64,
+    /// Flush requests.
+    pub flushes: u64,
+    /// Trim and zero requests.
+    pub trims: u64,
+    /// Bytes read by clients.
+    pub read_bytes: u64,
+    /// Bytes written by clients.
+    pub write_bytes: u64,
+    /// Blocks read that were answered from memory (dirty map or block cache).
+    pub memory_hits: u64,
+    /// Blocks read that had to be looked up in the log, the read cache or the bucket.
+    pub memory_misses: u64,
+    /// Writes that had to wait because the log was filling or full.
+    pub paced_writes: u64,
+    /// Log frames written.
+    pub log_frames: u64,
+    /// Log device flushes.
+    pub log_syncs: u64,
+    /// Chunks stored.
+    pub chunks: u64,
+    /// Payload bytes in stored chunks before compression.
+    pub chunk_raw_bytes: u64,
+    /// Bytes of stored chunks.
+    pub chunk_stored_bytes: u64,
+    /// Memory held by dirty payload, in bytes.
+    pub dirty_memory_bytes: u64,
+    /// Memory held by the block cache, in bytes.
+    pub cache_memory_bytes: u64,
+    /// Why destaging does not get on at the moment, if it does not.
+    pub store_trouble: Option<String>,
+    /// Why the log is dead, if it is.
+    pub log_dead: Option<String>,
+}

@@ -1,0 +1,395 @@
+//! Writes, zeroes and trims: from a request to records in the open frame.
+
+use super::api::{IoError, Outcome, Token, WriteData};
+use super::dirty::Source;
+use super::engine::{Ack, State, Volume, blocks_of, within_block};
+use super::job::{Done, FetchError, From as Origin, Missing};
+use super::read::PendingRead;
+use crate::buf::{AlignedBuf, Slice};
+use crate::types::{BLOCK, BLOCK_SIZE, Lba, Lsn};
+
+/// Most payload blocks in one record, so that frames stay of a size that recovery and readers like.
+const RECORD_BLOCKS_MAX: usize = 256;
+
+/// A request that is not acknowledged yet because parts of it are not in the log.
+pub(super) struct Ticket {
+    /// Nobody waits for internal work.
+    pub token: Option<Token>,
+    fua: bool,
+    /// Parts still to be appended.
+    parts: u32,
+}
+
+/// Something to be appended to the log.
+pub(super) enum Append {
+    Data { ticket: u64, lba: Lba, data: Slice },
+    Zero { ticket: u64, lba: Lba, blocks: u64, allocated: bool },
+    Merge(Merge),
+}
+
+/// A sub-block write: merged with the rest of its blocks at the moment it is appended.
+pub(super) struct Merge {
+    ticket: u64,
+    offset: u64,
+    data: Vec<u8>,
+    /// Edge blocks that had to be fetched, and the accepted LSN when that was begun.
+    fetched: Vec<(Lba, Box<[u8; BLOCK]>)>,
+    since: Lsn,
+}
+
+impl Append {
+    pub fn ticket(&self) -> u64 {
+        match self {
+            Append::Data { ticket, .. } | Append::Zero { ticket, .. } => *ticket,
+            Append::Merge(merge) => merge.ticket,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Append::Data { data, .. } => data.len(),
+            Append::Zero { .. } => 0,
+            Append::Merge(merge) => merge.data.len() + 2 * BLOCK,
+        }
+    }
+}
+
+impl Volume {
+    pub(super) fn ticket(&mut self, token: Option<Token>, fua: bool, parts: u32) -> u64 {
+        let id = self.id_for();
+        self.tickets.insert(id, Ticket { token, fua, parts });
+        id
+    }
+
+    fn refuse(&mut self, token: Token, offset: u64, len: u64) -> bool {
+        let error = if !self.in_range(offset, len) { Some(IoError::OutOfRange) } else { self.write_error() };
+        if let Some(error) = error {
+            self.complete(token, Err(error));
+            return true;
+        }
+        if len == 0 {
+            self.complete(token, Ok(Outcome::Done));
+        }
+        len == 0
+    }
+
+    /// Writes bytes. The answer is a completion: the write is in the log then, and durable if `fua`.
+    pub fn write(&mut self, token: Token, offset: u64, data: WriteData<'_>, fua: bool) {
+        let len = match &data {
+            WriteData::Copy(bytes) => bytes.len(),
+            WriteData::Owned(_, len) => *len,
+        };
+        if self.refuse(token, offset, len as u64) {
+            return;
+        }
+        self.stats.writes += 1;
+        self.stats.write_bytes += len as u64;
+        let aligned = within_block(offset) == 0 && len.is_multiple_of(BLOCK);
+        let lba = offset / BLOCK_SIZE;
+        match data {
+            // One record, room in the frame, nobody ahead: by far the most frequent case.
+            WriteData::Copy(bytes) if aligned && self.admits(len) && self.make_room(len / BLOCK) => {
+                let placed = self.log.append_copy(lba, bytes);
+                self.note(
+                    lba,
+                    (len / BLOCK) as u64,
+                    placed.lsn,
+                    Source::Log { frame: placed.frame, block: placed.block },
+                );
+                self.rate.count(len as u64);
+                self.acks.push_back(Ack { lsn: placed.lsn, token, fua });
+            }
+            WriteData::Owned(buf, _) if aligned => {
+                self.submit_slices(token, lba, Slice::from(buf).slice(0..len), fua);
+            }
+            WriteData::Copy(bytes) if aligned => {
+                self.submit_slices(token, lba, Slice::from(AlignedBuf::copy_of(bytes)), fua);
+            }
+            WriteData::Copy(bytes) => self.submit_unaligned(token, offset, bytes.to_vec(), fua),
+            WriteData::Owned(buf, len) => self.submit_unaligned(token, offset, buf[..len].to_vec(), fua),
+        }
+    }
+
+    fn record_blocks_max(&self) -> usize {
+        RECORD_BLOCKS_MAX.min(self.log.frame_blocks_max())
+    }
+
+    fn submit_slices(&mut self, token: Token, mut lba: Lba, data: Slice, fua: bool) {
+        let step = self.record_blocks_max() * BLOCK;
+        let ticket = self.ticket(Some(token), fua, data.len().div_ceil(step) as u32);
+        let mut at = 0;
+        while at < data.len() {
+            let end = data.len().min(at + step);
+            self.submit(Append::Data { ticket, lba, data: data.slice(at..end) });
+            lba += ((end - at) / BLOCK) as u64;
+            at = end;
+        }
+    }
+
+    /// Splits off the partial blocks at both ends; they are merged with what stands there.
+    fn submit_unaligned(&mut self, token: Token, offset: u64, data: Vec<u8>, fua: bool) {
+        let end = offset + data.len() as u64;
+        let body = offset.next_multiple_of(BLOCK_SIZE)..end / BLOCK_SIZE * BLOCK_SIZE;
+        if body.start >= body.end {
+            let ticket = self.ticket(Some(token), fua, 1);
+            self.submit_merge(ticket, offset, data);
+            return;
+        }
+        let step = self.record_blocks_max() * BLOCK;
+        let (head, middle) = data.split_at((body.start - offset) as usize);
+        let (middle, tail) = middle.split_at((body.end - body.start) as usize);
+        let parts = usize::from(!head.is_empty()) + usize::from(!tail.is_empty()) + middle.len().div_ceil(step);
+        let ticket = self.ticket(Some(token), fua, parts as u32);
+        if !head.is_empty() {
+            self.submit_merge(ticket, offset, head.to_vec());
+        }
+        for (i, piece) in middle.chunks(step).enumerate() {
+            let lba = body.start / BLOCK_SIZE + (i * step / BLOCK) as u64;
+            self.submit(Append::Data { ticket, lba, data: Slice::from(AlignedBuf::copy_of(piece)) });
+        }
+        if !tail.is_empty() {
+            self.submit_merge(ticket, body.end, tail.to_vec());
+        }
+    }
+
+    fn submit_merge(&mut self, ticket: u64, offset: u64, data: Vec<u8>) {
+        let since = self.log.accepted_lsn();
+        self.submit(Append::Merge(Merge { ticket, offset, data, fetched: Vec::new(), since }));
+    }
+
+    /// Zeroes a range of any length, in constant time. With `no_hole` the range counts as allocated afterwards.
+    pub fn zero(&mut self, token: Token, offset: u64, len: u64, fua: bool, no_hole: bool) {
+        if self.refuse(token, offset, len) {
+            return;
+        }
+        self.stats.trims += 1;
+        let end = offset + len;
+        let body = offset.next_multiple_of(BLOCK_SIZE)..end / BLOCK_SIZE * BLOCK_SIZE;
+        if body.start > body.end {
+            let ticket = self.ticket(Some(token), fua, 1);
+            self.submit_merge(ticket, offset, vec![0; len as usize]);
+            return;
+        }
+        let (head, tail) = ((body.start - offset) as usize, (end - body.end) as usize);
+        let blocks = (body.end - body.start) / BLOCK_SIZE;
+        let parts = u32::from(head > 0) + u32::from(tail > 0) + u32::from(blocks > 0);
+        let ticket = self.ticket(Some(token), fua, parts);
+        if head > 0 {
+            self.submit_merge(ticket, offset, vec![0; head]);
+        }
+        if blocks > 0 {
+            self.submit(Append::Zero { ticket, lba: body.start / BLOCK_SIZE, blocks, allocated: no_hole });
+        }
+        if tail > 0 {
+            self.submit_merge(ticket, body.end, vec![0; tail]);
+        }
+    }
+
+    /// Discards the whole blocks of a range of any length, in constant time. Partial blocks are left as they are.
+    pub fn trim(&mut self, token: Token, offset: u64, len: u64, fua: bool) {
+        if self.refuse(token, offset, len) {
+            return;
+        }
+        self.stats.trims += 1;
+        let mut end = offset + len;
+        if end == self.size {
+            // The last block of a volume may be partial; nothing lies behind it.
+            end = end.next_multiple_of(BLOCK_SIZE);
+        }
+        let (first, last) = (offset.div_ceil(BLOCK_SIZE), end / BLOCK_SIZE);
+        if first >= last {
+            self.complete(token, Ok(Outcome::Done));
+            return;
+        }
+        let ticket = self.ticket(Some(token), fua, 1);
+        self.submit(Append::Zero { ticket, lba: first, blocks: last - first, allocated: false });
+    }
+
+    pub(super) fn submit(&mut self, append: Append) {
+        if !self.waiting.is_empty() {
+            self.stats.paced_writes += 1;
+            self.waiting.push_back(append);
+            return;
+        }
+        let bytes = append.bytes();
+        if !self.admits(bytes) {
+            self.stats.paced_writes += 1;
+            self.waiting.push_back(append);
+        } else if let Some(append) = self.append(append) {
+            self.waiting.push_front(append);
+        }
+    }
+
+    /// Whether a write of `bytes` may enter the log now, or has to wait behind others or for its pace.
+    fn admits(&mut self, bytes: usize) -> bool {
+        if !self.waiting.is_empty() {
+            return false;
+        }
+        self.paced(bytes)
+    }
+
+    fn paced(&mut self, bytes: usize) -> bool {
+        let (used, capacity) = self.log.usage();
+        self.paced_until = self.pacer.admit(self.now_us, bytes, used as f64 / capacity as f64);
+        self.paced_until.is_none()
+    }
+
+    pub(super) fn append_waiting(&mut self) {
+        while let Some(front) = self.waiting.front() {
+            let bytes = front.bytes();
+            if !self.paced(bytes) {
+                break;
+            }
+            let Some(front) = self.waiting.pop_front() else { break };
+            if let Some(back) = self.append(front) {
+                self.waiting.push_front(back);
+                break;
+            }
+        }
+    }
+
+    /// Makes the open frame take `blocks` more payload blocks, sealing it if need be.
+    fn make_room(&mut self, blocks: usize) -> bool {
+        if blocks > self.record_blocks_max() {
+            return false;
+        }
+        if !self.log.fits(blocks) && self.may_seal_full() {
+            self.log.seal(self.now_us, (self.wall)(), false, &mut self.log_ios);
+        }
+        self.log.fits(blocks)
+    }
+
+    /// Appends, or gives back what cannot be appended yet. A merge that must fetch its blocks first counts as taken.
+    fn append(&mut self, append: Append) -> Option<Append> {
+        match append {
+            Append::Data { ticket, lba, data } => {
+                let blocks = data.len() / BLOCK;
+                if !self.make_room(blocks) {
+                    return Some(Append::Data { ticket, lba, data });
+                }
+                self.rate.count(data.len() as u64);
+                let placed = self.log.append_slice(lba, data);
+                self.note(lba, blocks as u64, placed.lsn, Source::Log { frame: placed.frame, block: placed.block });
+                self.part_appended(ticket, placed.lsn);
+            }
+            Append::Zero { ticket, lba, blocks, allocated } => {
+                if !self.make_room(0) {
+                    return Some(Append::Zero { ticket, lba, blocks, allocated });
+                }
+                let placed = self.log.append_zero(lba, blocks, allocated);
+                self.note(lba, blocks, placed.lsn, Source::Zero { allocated });
+                self.part_appended(ticket, placed.lsn);
+            }
+            Append::Merge(merge) => return self.append_merge(merge),
+        }
+        None
+    }
+
+    fn note(&mut self, lba: Lba, blocks: u64, lsn: Lsn, source: Source) {
+        self.dirty.insert(lba, blocks, lsn, source);
+        self.cache.forget(lba, blocks);
+        self.last_append_us = self.now_us;
+    }
+
+    fn part_appended(&mut self, id: u64, lsn: Lsn) {
+        let Some(ticket) = self.tickets.get_mut(&id) else { return };
+        ticket.parts -= 1;
+        if ticket.parts == 0
+            && let Some(Ticket { token: Some(token), fua, .. }) = self.tickets.remove(&id)
+        {
+            // Its other parts have lower LSNs.
+            self.acks.push_back(Ack { lsn, token, fua });
+        }
+    }
+
+    fn append_merge(&mut self, mut merge: Merge) -> Option<Append> {
+        let (lba, blocks) = blocks_of(merge.offset, merge.data.len() as u64);
+        if !self.make_room(blocks as usize) {
+            return Some(Append::Merge(merge));
+        }
+        let start = within_block(merge.offset);
+        let end = start + merge.data.len();
+        let mut buf = AlignedBuf::zeroed(blocks as usize * BLOCK);
+        let mut edges = Vec::with_capacity(2);
+        if start > 0 {
+            edges.push(0);
+        }
+        if !end.is_multiple_of(BLOCK) && (blocks > 1 || start == 0) {
+            edges.push(blocks as usize - 1);
+        }
+        let mut missing = Vec::new();
+        for edge in edges {
+            let at = lba + edge as u64;
+            let own = &mut buf[edge * BLOCK..(edge + 1) * BLOCK];
+            match self.peek(at, own) {
+                Ok(()) => {}
+                Err(from) => match merge.fetched.iter().find(|(l, _)| *l == at) {
+                    // Nothing was accepted for it since the fetch began, so the fetched content still stands.
+                    Some((_, block)) if self.unchanged_since(at, merge.since) => own.copy_from_slice(&block[..]),
+                    _ => missing.push((at, from)),
+                },
+            }
+        }
+        if !missing.is_empty() {
+            self.fetch_edges(merge, missing, false);
+            return None;
+        }
+        buf[start..end].copy_from_slice(&merge.data);
+        merge.data = Vec::new();
+        self.append(Append::Data { ticket: merge.ticket, lba, data: Slice::from(buf) })
+    }
+
+    /// Whether nothing was accepted for a block after `since`. May say no without need, never yes without right.
+    pub(super) fn unchanged_since(&self, lba: Lba, since: Lsn) -> bool {
+        match self.dirty.get(lba) {
+            Some((lsn, _)) => lsn <= since,
+            None => self.purged_lsn <= since,
+        }
+    }
+
+    fn fetch_edges(&mut self, mut merge: Merge, missing: Vec<(Lba, Origin)>, later: bool) {
+        merge.since = self.log.accepted_lsn();
+        merge.fetched = missing.iter().map(|(lba, _)| (*lba, Box::new([0; BLOCK]))).collect();
+        let pins = self.pin_all(missing.iter().map(|(lba, _)| *lba));
+        let parts =
+            missing.into_iter().enumerate().map(|(at, (_, from))| Missing { at, blocks: 1, from }).collect::<Vec<_>>();
+        let id = self.id_for();
+        let data = vec![0; parts.len() * BLOCK];
+        let backend = self.backend.clone();
+        self.spawn(async move {
+            let result = if later { backend.fetch_later(data, parts).await } else { backend.fetch(data, parts).await };
+            Done::Read { id, result }
+        });
+        self.reads.insert(id, PendingRead::for_merge(merge, pins));
+    }
+
+    pub(super) fn edges_fetched(&mut self, mut merge: Merge, result: Result<Vec<u8>, FetchError>) {
+        let error = match result {
+            _ if self.state != State::Open => IoError::Shutdown,
+            Ok(data) => {
+                for ((_, block), bytes) in merge.fetched.iter_mut().zip(data.chunks_exact(BLOCK)) {
+                    block.copy_from_slice(bytes);
+                }
+                if let Some(append) = self.append(Append::Merge(merge)) {
+                    self.waiting.push_front(append);
+                }
+                return;
+            }
+            // A write never fails because the bucket is away; it waits.
+            Err(error) if error.bucket => {
+                let missing = merge.fetched.iter().map(|(lba, _)| (*lba, self.origin_of(*lba))).collect();
+                return self.fetch_edges(merge, missing, true);
+            }
+            Err(error) => IoError::Read(error.message),
+        };
+        if let Some(token) = self.tickets.remove(&merge.ticket).and_then(|t| t.token) {
+            self.complete(token, Err(error));
+        }
+    }
+
+    /// Where a block that is not in memory is to be fetched from; the table when it is in memory by now, which is then
+    /// noticed when the merge is tried again.
+    fn origin_of(&mut self, lba: Lba) -> Origin {
+        self.peek(lba, &mut [0; BLOCK]).err().unwrap_or(Origin::Table(lba))
+    }
+}

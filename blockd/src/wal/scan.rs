@@ -1,0 +1,378 @@
+//! Recovery: finds the valid prefix of a log.
+
+use std::collections::HashMap;
+use std::io;
+
+use super::device::LogDevice;
+use super::format::{FormatError, FrameHeader, SegmentHeader, block_sum};
+use crate::buf::AlignedBuf;
+use crate::types::{BLOCK, BLOCK_SIZE, Lsn, VolumeId};
+
+/// Why a log cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// The device failed.
+    #[error("cannot read log segment {segment}: {source}")]
+    Io {
+        /// Which file.
+        segment: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Acknowledged data is damaged or gone.
+    #[error(
+        "log segment {segment} is damaged at byte {offset}: writes up to number {durable_lsn} were durable, but only \
+         those up to {last_lsn} can be read. Nothing was changed. Restore the file, or move the volume's log directory \
+         away to fall back to the bucket's state (write {destaged_lsn})"
+    )]
+    Rot {
+        /// Which file.
+        segment: String,
+        /// Where the valid part ends.
+        offset: u64,
+        /// Proven durable.
+        durable_lsn: Lsn,
+        /// Readable.
+        last_lsn: Lsn,
+        /// In the bucket.
+        destaged_lsn: Lsn,
+    },
+    /// The log starts after the bucket's state ends.
+    #[error(
+        "the log starts at write {first_lsn} but the bucket ends at write {destaged_lsn}: a log segment is missing or \
+         its header is unreadable, or the bucket was set back"
+    )]
+    Gap {
+        /// First LSN of the log.
+        first_lsn: Lsn,
+        /// Last LSN of the bucket.
+        destaged_lsn: Lsn,
+    },
+    /// Two segments are said to be the same one.
+    #[error(
+        "log segments {segment} and {other} both have generation {generation}, of which there can be only one; move the \
+         one that does not belong there away"
+    )]
+    Twice {
+        /// One file.
+        segment: String,
+        /// The other.
+        other: String,
+        /// Of both.
+        generation: u64,
+    },
+    /// A segment of another volume.
+    #[error("log segment {segment} belongs to volume {found}, not {expected}")]
+    Foreign {
+        /// Which file.
+        segment: String,
+        /// Whose it is.
+        found: VolumeId,
+        /// Whose it should be.
+        expected: VolumeId,
+    },
+    /// Written by a newer version.
+    #[error("log segment {segment}: {source}")]
+    Newer {
+        /// Which file.
+        segment: String,
+        /// The version.
+        source: FormatError,
+    },
+}
+
+/// A frame that has to be replayed.
+#[derive(Debug)]
+pub struct RecoveredFrame {
+    /// Segment it stands in.
+    pub segment: u32,
+    /// Byte offset of its payload in the segment.
+    pub payload_offset: u64,
+    /// Records and checksums.
+    pub header: FrameHeader,
+}
+
+/// A segment that is still needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeededSegment {
+    /// Its file.
+    pub segment: u32,
+    /// Its generation.
+    pub generation: u64,
+    /// Where its valid part ends, in bytes.
+    pub end: u64,
+}
+
+/// What a log holds beyond the bucket.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Frames with at least one LSN above the destaged one, in order.
+    pub frames: Vec<RecoveredFrame>,
+    /// The segments those frames stand in, oldest first.
+    pub needed: Vec<NeededSegment>,
+    /// All other segments, those with the oldest generation first.
+    pub free: Vec<u32>,
+    /// Last LSN of the state: the log's, or the bucket's if that is newer.
+    pub last_lsn: Lsn,
+    /// Highest generation seen anywhere.
+    pub generation: u64,
+    /// Epoch of the newest valid frame or segment; 0 for an empty log.
+    pub epoch: u64,
+    /// Bytes of frames that never became durable and were dropped (a torn tail): where it starts.
+    pub torn: Option<(u32, u64)>,
+}
+
+struct Segment {
+    number: u32,
+    header: SegmentHeader,
+    /// Known end of the valid part and whether everything before it is proven durable.
+    end: Option<u64>,
+    settled: bool,
+}
+
+/// Reads the log of `volume` and returns what must be replayed over a bucket state that ends at `destaged`.
+pub fn scan(device: &dyn LogDevice, volume: VolumeId, destaged: Lsn) -> Result<Recovered, ScanError> {
+    let mut by_generation = HashMap::new();
+    let mut free = Vec::new();
+    for number in device.segments() {
+        match read_header(device, volume, number)? {
+            Some(header) => {
+                let generation = header.generation;
+                if let Some((other, _)) = by_generation.insert(generation, (number, header)) {
+                    let (segment, other) = (device.describe(number), device.describe(other));
+                    return Err(ScanError::Twice { segment, other, generation });
+                }
+            }
+            None => free.push((0, number)),
+        }
+    }
+    let generation = by_generation.keys().copied().max().unwrap_or(0);
+    let mut chain = chain(&mut by_generation, destaged);
+    let mut out = Recovered { last_lsn: destaged, generation, ..Recovered::default() };
+    if let Some(first) = chain.first()
+        && first.header.first_lsn > destaged + 1
+    {
+        // The segment in between is gone. That is nothing if it never became durable.
+        let first_lsn = first.header.first_lsn;
+        let all = chain.iter().map(|s| (s.number, &s.header)).chain(by_generation.values().map(|(n, h)| (*n, h)));
+        for (number, header) in all {
+            if header.anchor >= first.header.anchor && proof_in(device, number, header, BLOCK_SIZE)? > destaged {
+                return Err(ScanError::Gap { first_lsn, destaged_lsn: destaged });
+            }
+        }
+        by_generation.extend(chain.drain(..).map(|s| (s.header.generation, (s.number, s.header))));
+    }
+    // Segments outside the chain hold nothing that was acknowledged, unless one proves otherwise below.
+    let strays: Vec<_> = by_generation.into_values().collect();
+
+    let mut reached: Option<Lsn> = None;
+    let mut stopped: Option<(String, u64, Lsn)> = None;
+    for segment in &chain {
+        if let Some((name, offset, last)) = &stopped {
+            // Past the end of the valid prefix: only look for proof that something is missing.
+            let proof = proof_in(device, segment.number, &segment.header, BLOCK_SIZE)?;
+            check_proof(proof, name, *offset, *last, destaged)?;
+            free.push((segment.header.generation, segment.number));
+            continue;
+        }
+        let expected = reached.map_or(segment.header.first_lsn, |lsn| lsn + 1);
+        let parsed = parse(device, segment, expected, destaged)?;
+        let last = parsed.last_lsn;
+        tracing::debug!(
+            segment = segment.number,
+            generation = segment.header.generation,
+            first_lsn = segment.header.first_lsn,
+            last_lsn = last,
+            end = parsed.end,
+            known_end = segment.end,
+            "log segment read"
+        );
+        let complete = segment.end.is_some_and(|end| end == parsed.end);
+        if !complete {
+            let name = device.describe(segment.number);
+            if segment.settled {
+                let durable_lsn = chain.iter().map(|s| s.header.durable_lsn).max().unwrap_or(0).max(last + 1);
+                check_proof(durable_lsn, &name, parsed.end, last, destaged)?;
+            }
+            check_proof(
+                proof_in(device, segment.number, &segment.header, parsed.end)?,
+                &name,
+                parsed.end,
+                last,
+                destaged,
+            )?;
+            stopped = Some((name, parsed.end, last));
+            out.torn = parsed.torn.then_some((segment.number, parsed.end));
+        }
+        reached = Some(last);
+        if segment.header.epoch > out.epoch {
+            out.epoch = segment.header.epoch;
+        }
+        if parsed.frames.is_empty() {
+            free.push((segment.header.generation, segment.number));
+        } else {
+            out.needed.push(NeededSegment {
+                segment: segment.number,
+                generation: segment.header.generation,
+                end: parsed.end,
+            });
+            out.frames.extend(parsed.frames);
+        }
+    }
+    for (number, header) in strays {
+        if let Some((name, offset, last)) = &stopped {
+            let newest = chain.iter().map(|s| s.header.anchor).max().unwrap_or(0);
+            if header.anchor == newest && header.generation > newest {
+                let proof = header.durable_lsn.max(proof_in(device, number, &header, BLOCK_SIZE)?);
+                check_proof(proof, name, *offset, *last, destaged)?;
+            }
+        }
+        free.push((header.generation, number));
+    }
+    out.last_lsn = out.last_lsn.max(reached.unwrap_or(0));
+    free.sort_unstable();
+    out.free = free.into_iter().map(|(_, number)| number).collect();
+    Ok(out)
+}
+
+fn io_error(device: &dyn LogDevice, segment: u32) -> impl Fn(io::Error) -> ScanError {
+    move |source| ScanError::Io { segment: device.describe(segment), source }
+}
+
+fn read_header(device: &dyn LogDevice, volume: VolumeId, number: u32) -> Result<Option<SegmentHeader>, ScanError> {
+    let mut block = AlignedBuf::zeroed(BLOCK);
+    device.read(number, 0, &mut block).map_err(io_error(device, number))?;
+    let header = match SegmentHeader::decode(&block) {
+        Ok(header) => header,
+        Err(FormatError::Absent) => return Ok(None),
+        Err(source @ FormatError::Newer(_)) => {
+            return Err(ScanError::Newer { segment: device.describe(number), source });
+        }
+    };
+    if header.volume != volume {
+        return Err(ScanError::Foreign { segment: device.describe(number), found: header.volume, expected: volume });
+    }
+    Ok((header.segment == number && header.segment_bytes == device.segment_bytes()).then_some(header))
+}
+
+/// Takes the live chain out of `all`, oldest first.
+///
+/// The newest anchor any header speaks of was durable before that header was written. Candidates are what the anchor
+/// lists, the anchor, and the generations after it. The chain starts with the last candidate that begins inside the
+/// bucket's state, for everything before it is obsolete: it may have been recycled, in part and in any order. From there
+/// it goes on as long as generations follow each other.
+fn chain(all: &mut HashMap<u64, (u32, SegmentHeader)>, destaged: Lsn) -> Vec<Segment> {
+    let Some(anchor) = all.values().map(|(_, h)| h.anchor).max() else { return Vec::new() };
+    let listed = all.get(&anchor).map(|(_, h)| h.chain.clone()).unwrap_or_default();
+    // A listed segment that is gone was recycled; the LSN check of the caller notices if it should not be.
+    let listed = listed.iter().map(|l| (l.generation.get(), Some(l.end.get()))).filter(|(g, _)| all.contains_key(g));
+    let mut own: Vec<u64> = all.values().filter(|(_, h)| h.anchor == anchor).map(|(_, h)| h.generation).collect();
+    own.sort_unstable();
+    let candidates: Vec<(u64, Option<u64>)> = listed.chain(own.into_iter().map(|g| (g, None))).collect();
+    let first_lsn = |generation: &u64| all[generation].1.first_lsn;
+    let start = candidates.iter().rposition(|(g, _)| first_lsn(g) <= destaged + 1).unwrap_or(0);
+    let mut chain: Vec<Segment> = Vec::new();
+    for &(generation, end) in &candidates[start..] {
+        let follows = chain.last().is_none_or(|before| {
+            end.is_some() || generation == before.header.generation + 1 || (before.settled && generation == anchor)
+        });
+        if !follows {
+            break;
+        }
+        let Some((number, header)) = all.remove(&generation) else { break };
+        if let Some(before) = chain.last_mut()
+            && !before.settled
+        {
+            before.end = Some(header.prev_end);
+        }
+        chain.push(Segment { number, header, end, settled: end.is_some() });
+    }
+    chain
+}
+
+struct Parsed {
+    frames: Vec<RecoveredFrame>,
+    /// Where the valid part ends.
+    end: u64,
+    /// Last LSN of the valid part.
+    last_lsn: Lsn,
+    /// Something that is not a frame stands at `end`.
+    torn: bool,
+}
+
+fn parse(device: &dyn LogDevice, segment: &Segment, expected: Lsn, destaged: Lsn) -> Result<Parsed, ScanError> {
+    let bytes = read_segment(device, segment.number)?;
+    let mut at = BLOCK;
+    let mut next_lsn = expected;
+    let mut frames = Vec::new();
+    if segment.header.first_lsn != expected {
+        return Ok(Parsed { frames, end: BLOCK_SIZE, last_lsn: expected - 1, torn: true });
+    }
+    let limit = segment.end.map_or(bytes.len(), |end| (end as usize).min(bytes.len()));
+    while at < limit {
+        let Some(header) = decode_at(device, segment.number, &bytes, segment.header.generation, at)? else { break };
+        let payload = at + header.header_blocks() * BLOCK;
+        let end = payload + header.sums.len() * BLOCK;
+        let intact = header.first_lsn == next_lsn
+            && header.epoch == segment.header.epoch
+            && end <= bytes.len()
+            && bytes[payload..end].chunks_exact(BLOCK).zip(&header.sums).all(|(block, &sum)| block_sum(block) == sum);
+        if !intact {
+            break;
+        }
+        next_lsn = header.last_lsn() + 1;
+        at = end;
+        if header.last_lsn() > destaged {
+            frames.push(RecoveredFrame { segment: segment.number, payload_offset: payload as u64, header });
+        }
+    }
+    let torn = bytes.get(at..at + BLOCK).is_some_and(|b| b[..4] == super::format::FRAME_MAGIC);
+    Ok(Parsed { frames, end: at as u64, last_lsn: next_lsn - 1, torn })
+}
+
+fn read_segment(device: &dyn LogDevice, number: u32) -> Result<AlignedBuf, ScanError> {
+    let mut bytes = AlignedBuf::zeroed(device.segment_bytes() as usize);
+    device.read(number, 0, &mut bytes).map_err(io_error(device, number))?;
+    Ok(bytes)
+}
+
+fn decode_at(
+    device: &dyn LogDevice,
+    number: u32,
+    bytes: &[u8],
+    generation: u64,
+    at: usize,
+) -> Result<Option<FrameHeader>, ScanError> {
+    let Ok(blocks) = FrameHeader::claimed_blocks(&bytes[at..], generation, at as u64) else { return Ok(None) };
+    let Some(header) = bytes.get(at..at + blocks * BLOCK) else { return Ok(None) };
+    match FrameHeader::decode(header, generation, at as u64) {
+        Ok(header) => Ok(Some(header)),
+        Err(FormatError::Absent) => Ok(None),
+        Err(source) => Err(ScanError::Newer { segment: device.describe(number), source }),
+    }
+}
+
+/// The highest durable horizon that the segment's header or any of its frames at or after `from` speaks of.
+fn proof_in(device: &dyn LogDevice, number: u32, header: &SegmentHeader, from: u64) -> Result<Lsn, ScanError> {
+    let bytes = read_segment(device, number)?;
+    let mut proof = header.durable_lsn;
+    for at in (from as usize..bytes.len()).step_by(BLOCK) {
+        if let Some(frame) = decode_at(device, number, &bytes, header.generation, at)? {
+            proof = proof.max(frame.durable_lsn);
+        }
+    }
+    Ok(proof)
+}
+
+fn check_proof(durable: Lsn, segment: &str, offset: u64, last: Lsn, destaged: Lsn) -> Result<(), ScanError> {
+    if durable > last.max(destaged) {
+        return Err(ScanError::Rot {
+            segment: segment.to_owned(),
+            offset,
+            durable_lsn: durable,
+            last_lsn: last,
+            destaged_lsn: destaged,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! What a client may see, and what the log may contain.
+//!
+//! Two models watch every run. [`ClientModel`] knows only requests and answers: a sector holds a value that was written
+//! there, and never one that was surely overwritten. [`History`] knows the LSN order, read off the frames sent to the
+//! log: after any crash the volume must equal a prefix of it, down to the sector.
+
+use std::collections::HashMap;
+
+use blockd::types::{BLOCK, Lsn};
+use blockd::volume::{LogOp, Token};
+use blockd::wal::format::{FrameHeader, RecordKind};
+
+pub const SECTOR: usize = 512;
+pub const SECTORS_PER_BLOCK: usize = BLOCK / SECTOR;
+
+/// The number a sector consists of, repeated. 0 is a sector of zeroes.
+pub type Value = u64;
+
+/// Reads a sector's value.
+///
+/// # Panics
+/// When the sector is torn.
+pub fn value_of(sector: &[u8]) -> Value {
+    let first = Value::from_le_bytes(sector[..8].try_into().unwrap());
+    assert!(sector.chunks(8).all(|c| c == &sector[..8]), "a torn sector");
+    first
+}
+
+/// A sector of a value.
+pub fn sector_of(value: Value) -> impl Iterator<Item = u8> {
+    value.to_le_bytes().into_iter().cycle().take(SECTOR)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    value: Value,
+    submitted: u64,
+    acked: Option<u64>,
+    /// Survives a power cut although nothing was flushed.
+    durable: bool,
+}
+
+/// A write, zero or trim of sectors.
+#[derive(Clone, Debug)]
+struct Change {
+    first: usize,
+    count: usize,
+    value: Value,
+    submitted: u64,
+    fua: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct ClientModel {
+    sectors: Vec<Vec<Candidate>>,
+    in_flight: HashMap<Token, Change>,
+    flushing: HashMap<Token, u64>,
+    clock: u64,
+    /// Everything acknowledged up to this time must survive a power cut.
+    pub flushed: u64,
+}
+
+impl ClientModel {
+    pub fn new(sectors: usize) -> Self {
+        let blank = vec![Candidate { value: 0, submitted: 0, acked: Some(0), durable: true }];
+        Self {
+            sectors: vec![blank; sectors],
+            in_flight: HashMap::new(),
+            flushing: HashMap::new(),
+            clock: 1,
+            flushed: 0,
+        }
+    }
+
+    pub fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    pub fn change(&mut self, token: Token, first: usize, count: usize, value: Value, fua: bool) {
+        let submitted = self.tick();
+        for sector in &mut self.sectors[first..first + count] {
+            sector.push(Candidate { value, submitted, acked: None, durable: false });
+        }
+        self.in_flight.insert(token, Change { first, count, value, submitted, fua });
+    }
+
+    pub fn flush(&mut self, token: Token) {
+        let now = self.tick();
+        self.flushing.insert(token, now);
+    }
+
+    /// A change or a flush was acknowledged. A change with FUA is durable by itself, but says nothing of others.
+    pub fn acked(&mut self, token: Token) {
+        let now = self.tick();
+        if let Some(at) = self.flushing.remove(&token) {
+            self.flushed = self.flushed.max(at);
+        } else if let Some(change) = self.in_flight.remove(&token) {
+            for sector in &mut self.sectors[change.first..change.first + change.count] {
+                for c in sector.iter_mut().filter(|c| c.submitted == change.submitted && c.value == change.value) {
+                    c.acked = Some(now);
+                    c.durable = change.fua;
+                }
+            }
+        }
+    }
+
+    /// Whether a read that began at `since` may have seen `value` in a sector.
+    pub fn allows(&self, sector: usize, value: Value, since: u64) -> bool {
+        allowed(&self.sectors[sector], value, |c| c.acked.is_some_and(|at| at < since))
+    }
+
+    /// Checks a whole state found after a crash and takes it as the truth from now on. What was acknowledged before
+    /// `horizon` must be there.
+    pub fn settle(&mut self, found: &[Value], horizon: u64) {
+        let now = self.tick();
+        for (i, (sector, &value)) in self.sectors.iter_mut().zip(found).enumerate() {
+            assert!(
+                allowed(sector, value, |c| c.acked.is_some_and(|at| at < horizon || c.durable)),
+                "sector {i} holds {value} after recovery (horizon {horizon}), which is none of {sector:?}"
+            );
+            *sector = vec![Candidate { value, submitted: now, acked: Some(now), durable: true }];
+        }
+        self.in_flight.clear();
+        self.flushing.clear();
+        self.flushed = now;
+    }
+
+    pub fn describe(&self, sector: usize) -> String {
+        format!("{:?}", self.sectors[sector])
+    }
+
+    pub fn now(&self) -> u64 {
+        self.clock
+    }
+}
+
+/// A value is possible unless some other value is sure to be there that was submitted after this one was acknowledged.
+fn allowed(sector: &[Candidate], value: Value, sure: impl Fn(&Candidate) -> bool) -> bool {
+    sector.iter().filter(|c| c.value == value).any(|c| {
+        let overwritten_by = |later: &Candidate| sure(later) && c.acked.is_some_and(|acked| later.submitted > acked);
+        !sector.iter().any(overwritten_by)
+    })
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    first: usize,
+    values: Vec<Value>,
+    /// For zeroes, which may be long.
+    zero_sectors: usize,
+}
+
+/// The accepted history by LSN, as the log was told it.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    entries: Vec<Entry>,
+}
+
+impl History {
+    /// Learns from a log write.
+    pub fn observe(&mut self, op: &LogOp) {
+        let LogOp::Write { offset, bufs, .. } = op else { return };
+        let generation = u64::from_le_bytes(bufs[0][8..16].try_into().unwrap());
+        let Ok(header) = FrameHeader::decode(&bufs[0], generation, *offset) else { return };
+        let payload: Vec<u8> = bufs[1..].iter().flat_map(|b| b.iter().copied()).collect();
+        let sums = payload.chunks(BLOCK).map(blockd::wal::format::block_sum);
+        assert!(sums.eq(header.sums.iter().copied()), "a frame goes to the device as it was summed");
+        for (lsn, record) in (header.first_lsn..).zip(&header.records) {
+            assert_eq!(lsn, self.entries.len() as Lsn + 1, "LSNs are given out without gaps");
+            let first = record.lba as usize * SECTORS_PER_BLOCK;
+            let entry = match record.kind {
+                RecordKind::Data { at } => {
+                    let from = at as usize * BLOCK;
+                    let bytes = &payload[from..from + record.blocks as usize * BLOCK];
+                    Entry { first, values: bytes.chunks(SECTOR).map(value_of).collect(), zero_sectors: 0 }
+                }
+                RecordKind::Zero { .. } => {
+                    Entry { first, values: Vec::new(), zero_sectors: record.blocks as usize * SECTORS_PER_BLOCK }
+                }
+            };
+            self.entries.push(entry);
+        }
+    }
+
+    /// The state after `lsn`.
+    pub fn state(&self, lsn: Lsn, sectors: usize) -> Vec<Value> {
+        let mut state = vec![0; sectors];
+        for entry in &self.entries[..lsn as usize] {
+            state[entry.first..entry.first + entry.values.len()].copy_from_slice(&entry.values);
+            let end = (entry.first + entry.zero_sectors).min(sectors);
+            state[entry.first.min(end)..end].fill(0);
+        }
+        state
+    }
+
+    /// Forgets what a crash lost.
+    pub fn truncate(&mut self, lsn: Lsn) {
+        assert!(lsn as usize <= self.entries.len(), "recovery found more than was ever accepted");
+        self.entries.truncate(lsn as usize);
+    }
+
+    pub fn last(&self) -> Lsn {
+        self.entries.len() as Lsn
+    }
+}

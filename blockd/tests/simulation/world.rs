@@ -1,0 +1,671 @@
+//! One seed: several lives of a volume on a simulated disk and bucket.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use blockd::chunk::Codec;
+use blockd::manifest::{self, Durability, Manifest, VolumeState};
+use blockd::store::{
+    FaultPlan, FaultRates, FaultyStore, ListEntry, MemoryStore, ObjectMeta, ObjectStore, Outage, PutMode, Version,
+};
+use blockd::table::{MemKv, Table};
+use blockd::types::{BLOCK_SIZE, VolumeId};
+use blockd::volume::{
+    Blocking, Effect, IoError, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, Token, Tuning, Volume,
+    WriteData,
+};
+use bytes::Bytes;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::disk::SimDisk;
+use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sector_of, value_of};
+
+const BLOCKS: usize = 512;
+const SECTORS: usize = BLOCKS * SECTORS_PER_BLOCK;
+const SEGMENT_BYTES: u64 = 256 * 1024;
+const SEGMENTS_MAX: u32 = 8;
+const NAME: &str = "sim";
+
+/// Dies with the machine: a request begun before the crash is never answered after it.
+#[derive(Debug)]
+struct CrashStore {
+    inner: FaultyStore<MemoryStore>,
+    disk: Arc<SimDisk>,
+}
+
+impl CrashStore {
+    /// An I/O that the crash may strike before it happens.
+    async fn alive(&self) {
+        if self.disk.io().is_err() {
+            std::future::pending::<()>().await;
+        }
+        // Network and queueing take time; others get on meanwhile.
+        tokio::time::sleep(Duration::from_micros(200)).await;
+        if self.disk.crashed() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[async_trait]
+impl ObjectStore for CrashStore {
+    async fn put(&self, key: &str, body: Bytes, mode: PutMode) -> blockd::store::Result<Version> {
+        self.alive().await;
+        self.inner.put(key, body, mode).await
+    }
+    async fn get(&self, key: &str) -> blockd::store::Result<(Bytes, Version)> {
+        self.alive().await;
+        self.inner.get(key).await
+    }
+    async fn get_range(&self, key: &str, range: Range<u64>) -> blockd::store::Result<Bytes> {
+        self.alive().await;
+        self.inner.get_range(key, range).await
+    }
+    async fn head(&self, key: &str) -> blockd::store::Result<ObjectMeta> {
+        self.alive().await;
+        self.inner.head(key).await
+    }
+    async fn list(&self, prefix: &str, after: Option<&str>) -> blockd::store::Result<Vec<ListEntry>> {
+        self.alive().await;
+        self.inner.list(prefix, after).await
+    }
+    async fn delete(&self, keys: &[String]) -> blockd::store::Result<()> {
+        self.alive().await;
+        self.inner.delete(keys).await
+    }
+    fn describe(&self) -> String {
+        "simulated bucket".into()
+    }
+}
+
+struct PendingLog {
+    io: LogIo,
+    /// For a sync: what was done when it started.
+    covers: Vec<u64>,
+}
+
+struct PendingRead {
+    first: usize,
+    count: usize,
+    since: u64,
+}
+
+/// What lasts from life to life.
+pub struct World {
+    rng: SmallRng,
+    disk: Arc<SimDisk>,
+    bucket: Arc<MemoryStore>,
+    plan: Arc<FaultPlan>,
+    kv: Arc<MemKv>,
+    client: ClientModel,
+    history: History,
+    durability: Durability,
+    next_value: Value,
+    next_token: u64,
+    owner: [u8; 16],
+    now_us: u64,
+    tuning: Tuning,
+    /// Horizons claimed when the last life ended.
+    durable_lsn: u64,
+    stored_lsn: u64,
+    recoveries: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Closed,
+    Killed,
+    PowerCut,
+    DiskLost,
+}
+
+struct Life {
+    volume: Volume,
+    logs: Vec<PendingLog>,
+    reads: HashMap<Token, PendingRead>,
+    jobs: JoinSet<()>,
+    sender: mpsc::UnboundedSender<JobDone>,
+    done: mpsc::UnboundedReceiver<JobDone>,
+    closing: bool,
+}
+
+impl World {
+    pub async fn new(seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let bucket = Arc::new(MemoryStore::new());
+        let durability = if rng.random_bool(0.3) { Durability::Object } else { Durability::Local };
+        let codec = [Codec::None, Codec::Lz4, Codec::Zstd(1)][rng.random_range(0..3)];
+        let manifest = Manifest {
+            id: VolumeId([rng.random(); 16]),
+            name: NAME.into(),
+            size: BLOCKS as u64 * BLOCK_SIZE,
+            durability,
+            codec,
+            chunk_bytes: 128 * 1024,
+            state: VolumeState::Active,
+            created_ms: 0,
+            epochs: Vec::new(),
+        };
+        manifest::create(bucket.as_ref(), &manifest).await.unwrap();
+        let tuning = Tuning {
+            dirty_memory_bytes: [0, 64 << 10, 64 << 20][rng.random_range(0..3)],
+            block_cache_bytes: [0, 64 << 10, 64 << 20][rng.random_range(0..3)],
+            destage_age_us: [2_000, 50_000, 5_000_000][rng.random_range(0..3)],
+            puts_max: rng.random_range(1..5),
+            log_depth: rng.random_range(1..4),
+        };
+        Self {
+            disk: Arc::new(SimDisk::new(SEGMENT_BYTES)),
+            bucket,
+            plan: FaultPlan::new(rng.random()),
+            kv: MemKv::new(),
+            client: ClientModel::new(SECTORS),
+            history: History::default(),
+            durability,
+            next_value: 1,
+            next_token: 1,
+            owner: [rng.random(); 16],
+            now_us: 1_000_000,
+            tuning,
+            durable_lsn: 0,
+            stored_lsn: 0,
+            recoveries: 0,
+            rng,
+        }
+    }
+
+    /// Several lives, then a quiet end in which everything reaches the bucket, then the bucket alone.
+    pub async fn run(mut self) {
+        let mut end = End::Closed;
+        for _ in 0..self.rng.random_range(2..6) {
+            end = self.life(end).await;
+        }
+        self.plan.set_rates(FaultRates::default());
+        self.plan.set_outage(Outage::None);
+        self.disk.crash_after(None);
+        let mut life = self.open(end).await.expect("nothing goes wrong any more");
+        let all = self.read_all(&mut life).await;
+        self.check_recovered(&life, &all, end);
+        for _ in 0..20 {
+            self.random_request(&mut life);
+            self.step(&mut life).await;
+        }
+        let last = self.settle_down(&mut life).await;
+        self.close(&mut life).await;
+        drop(life);
+        assert_eq!(self.stored_lsn, last, "everything reaches the bucket when it can");
+
+        self.disk.wipe();
+        self.kv = MemKv::new();
+        self.owner = [0xEE; 16];
+        let mut life = self.open(End::DiskLost).await.expect("the bucket alone is enough");
+        let all = self.read_all(&mut life).await;
+        self.check_recovered(&life, &all, End::DiskLost);
+        assert_eq!(all, self.history.state(last, SECTORS));
+        self.close(&mut life).await;
+    }
+
+    fn faults(&mut self) -> FaultRates {
+        let level = [0.0, 0.02, 0.15][self.rng.random_range(0..3)];
+        FaultRates {
+            fail_before: level,
+            fail_after: level,
+            land_late: level / 2.0,
+            stall: level,
+            throttle: level,
+            truncate: level / 4.0,
+            flip_bit: level / 4.0,
+            stall_max: Duration::from_millis(200),
+            ops: Vec::new(),
+        }
+    }
+
+    async fn life(&mut self, previous: End) -> End {
+        let rates = self.faults();
+        self.plan.set_rates(rates);
+        let crash = self.rng.random_bool(0.8).then(|| self.rng.random_range(1..500));
+        self.disk.crash_after(crash);
+        let mut after = previous;
+        let mut life = loop {
+            match self.open(after).await {
+                Some(life) => break life,
+                None if self.disk.crashed() => {
+                    after = worse(after, self.crash());
+                    let again = self.rng.random_bool(0.5).then(|| self.rng.random_range(1..500));
+                    self.disk.crash_after(again);
+                }
+                None => self.plan.set_rates(FaultRates::default()),
+            }
+        };
+        let found = self.read_all(&mut life).await;
+        if !self.disk.crashed() {
+            self.check_recovered(&life, &found, after);
+            after = End::Closed;
+        }
+        let steps = self.rng.random_range(50..600);
+        for _ in 0..steps {
+            if self.disk.crashed() {
+                break;
+            }
+            if self.rng.random_bool(0.005) {
+                let outage = match self.rng.random_range(0..3) {
+                    0 => Outage::Failing,
+                    1 => Outage::Hanging(Duration::from_millis(300)),
+                    _ => Outage::None,
+                };
+                self.plan.set_outage(outage);
+            }
+            self.random_request(&mut life);
+            self.step(&mut life).await;
+        }
+        let end = if !self.disk.crashed() {
+            self.plan.set_outage(Outage::None);
+            if self.rng.random_bool(0.5) {
+                self.close(&mut life).await;
+            }
+            if life.volume.closed() && !self.disk.crashed() {
+                self.disk.retire();
+                End::Closed
+            } else {
+                self.crash_now(&life)
+            }
+        } else {
+            self.crash_now(&life)
+        };
+        self.plan.set_outage(Outage::None);
+        life.jobs.abort_all();
+        if end == End::DiskLost {
+            self.disk.wipe();
+            self.kv = MemKv::new();
+        }
+        worse(after, end)
+    }
+
+    fn remember(&mut self, life: &Life) {
+        let stats = life.volume.stats();
+        tracing::info!(?stats, "life over");
+        self.durable_lsn = stats.durable_lsn;
+        self.stored_lsn = stats.destaged_lsn;
+    }
+
+    fn crash_now(&mut self, life: &Life) -> End {
+        self.remember(life);
+        self.crash()
+    }
+
+    fn crash(&mut self) -> End {
+        tracing::info!("crash");
+        let end = [End::Killed, End::PowerCut, End::DiskLost][self.rng.random_range(0..20usize).min(12) / 5 % 3];
+        match end {
+            End::Killed => self.disk.kill(&mut self.rng),
+            _ => self.disk.power_cut(&mut self.rng),
+        }
+        self.kv.crash(&mut self.rng);
+        end
+    }
+
+    /// Opens the volume; none when the disk crashed or the bucket failed on the way.
+    async fn open(&mut self, _after: End) -> Option<Life> {
+        let store =
+            CrashStore { inner: FaultyStore::new(self.bucket.clone(), self.plan.clone()), disk: self.disk.clone() };
+        let table = Arc::new(Table::in_memory(self.kv.clone(), self.volume_id().await).unwrap());
+        let parts = Parts {
+            store: Arc::new(store),
+            device: self.disk.clone(),
+            table,
+            frame_cache: None,
+            blocking: Blocking::Inline,
+            wall: Arc::new(|| 0),
+            jitter: Arc::new(|| 0.5),
+            segments_max: SEGMENTS_MAX,
+            tuning: self.tuning,
+        };
+        let disk = self.disk.clone();
+        let crashed = async move {
+            while !disk.crashed() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let opened = tokio::select! {
+            biased;
+            opened = Volume::open_parts(parts, NAME, self.owner) => opened,
+            () = crashed => return None,
+        };
+        let (volume, report): (Volume, OpenReport) = match opened {
+            Ok(opened) => opened,
+            Err(e) => {
+                let text = e.to_string();
+                let expected = text.contains("injected") || text.contains("machine is off") || text.contains("damaged");
+                let lost_race = text.contains("changed") || text.contains("Precondition");
+                assert!(expected || lost_race || self.disk.crashed(), "opening failed: {text}");
+                let blames_the_log = text.contains("were durable, but") || text.contains("the log starts at");
+                assert!(!blames_the_log, "a crash is no rot: {text}");
+                return None;
+            }
+        };
+        tracing::info!(?report, "opened");
+        self.history.truncate(report.last_lsn);
+        let (sender, done) = mpsc::unbounded_channel();
+        let mut life = Life {
+            volume,
+            logs: Vec::new(),
+            reads: HashMap::new(),
+            jobs: JoinSet::new(),
+            sender,
+            done,
+            closing: false,
+        };
+        life.volume.advance(self.now_us);
+        self.carry_out(&mut life);
+        Some(life)
+    }
+
+    async fn volume_id(&self) -> VolumeId {
+        manifest::load(self.bucket.as_ref(), NAME).await.unwrap().0.id
+    }
+
+    /// The recovered state is a prefix of the history that contains all it must.
+    fn check_recovered(&mut self, life: &Life, found: &[Value], after: End) {
+        let last = life.volume.stats().accepted_lsn;
+        let (must, horizon) = match after {
+            End::Closed | End::Killed => (self.durable_lsn, u64::MAX),
+            End::PowerCut => (self.durable_lsn, self.client.flushed),
+            End::DiskLost => (self.stored_lsn, self.client.flushed),
+        };
+        assert!(last >= must, "recovered up to {last} after {after:?}, but {must} was promised");
+        assert!(found == self.history.state(last, SECTORS), "the state after {after:?} is no prefix of the history");
+        // With the disk goes what only the log held. The client model counts what it saw after a recovery as certain,
+        // so it can judge the loss of a disk only for flushes to the bucket and before the first recovery.
+        let judges = after != End::DiskLost || (self.durability == Durability::Object && self.recoveries == 1);
+        self.recoveries += 1;
+        if !judges {
+            self.client = ClientModel::new(SECTORS);
+            let token = self.token();
+            for (sector, &value) in found.iter().enumerate() {
+                self.client.change(Token(token.0 + sector as u64), sector, 1, value, false);
+                self.client.acked(Token(token.0 + sector as u64));
+            }
+            self.next_token += found.len() as u64;
+        }
+        self.client.settle(found, horizon);
+        self.durable_lsn = last;
+        self.stored_lsn = life.volume.stats().destaged_lsn;
+    }
+
+    fn token(&mut self) -> Token {
+        self.next_token += 1;
+        Token(self.next_token)
+    }
+
+    fn random_request(&mut self, life: &mut Life) {
+        if life.closing || self.rng.random_bool(0.3) {
+            return;
+        }
+        let token = self.token();
+        let first = self.rng.random_range(0..SECTORS);
+        let count = match self.rng.random_range(0..10) {
+            0 => self.rng.random_range(1..600),
+            1..=4 => self.rng.random_range(1..40),
+            _ => SECTORS_PER_BLOCK,
+        };
+        let aligned = self.rng.random_bool(0.7);
+        let first = if aligned { first / SECTORS_PER_BLOCK * SECTORS_PER_BLOCK } else { first };
+        let count = if aligned { count.next_multiple_of(SECTORS_PER_BLOCK) } else { count };
+        let count = count.min(SECTORS - first);
+        let (offset, len) = ((first * SECTOR) as u64, (count * SECTOR) as u64);
+        let fua = self.rng.random_bool(0.1);
+        match self.rng.random_range(0..20) {
+            0..=9 => {
+                let value = self.next_value;
+                self.next_value += 1;
+                let data: Vec<u8> = (0..count).flat_map(|_| sector_of(value)).collect();
+                self.client.change(token, first, count, value, fua);
+                if self.rng.random_bool(0.2) && aligned {
+                    let buf = blockd::buf::AlignedBuf::copy_of(&data);
+                    life.volume.write(token, offset, WriteData::Owned(buf, data.len()), fua);
+                } else {
+                    life.volume.write(token, offset, WriteData::Copy(&data), fua);
+                }
+            }
+            10 => {
+                self.client.change(token, first, count, 0, fua);
+                let no_hole = self.rng.random_bool(0.5);
+                life.volume.zero(token, offset, len, fua, no_hole);
+            }
+            11 => {
+                // Partial blocks of a trim stay as they are.
+                let from = first.next_multiple_of(SECTORS_PER_BLOCK);
+                let to = (first + count) / SECTORS_PER_BLOCK * SECTORS_PER_BLOCK;
+                self.client.change(token, from.min(to), to.saturating_sub(from), 0, fua);
+                life.volume.trim(token, offset, len, fua);
+            }
+            12..=14 => {
+                self.client.flush(token);
+                life.volume.flush(token);
+            }
+            15 => {
+                life.volume.prefetch(token, offset, len);
+            }
+            _ => self.read(life, token, first, count),
+        }
+    }
+
+    fn read(&mut self, life: &mut Life, token: Token, first: usize, count: usize) {
+        let since = self.client.now();
+        let mut out = Vec::new();
+        match life.volume.read(token, (first * SECTOR) as u64, (count * SECTOR) as u32, &mut out) {
+            ReadNow::Ready { holes } => {
+                self.check_read(&PendingRead { first, count, since }, &out, &holes);
+            }
+            ReadNow::Pending => {
+                life.reads.insert(token, PendingRead { first, count, since });
+            }
+            ReadNow::Failed(e) => panic!("a read was refused: {e}"),
+        }
+    }
+
+    fn check_read(&self, read: &PendingRead, bytes: &[u8], holes: &[(usize, usize)]) {
+        assert_eq!(bytes.len(), read.count * SECTOR);
+        for &(at, len) in holes {
+            assert!(bytes[at..at + len].iter().all(|&b| b == 0), "a hole reads as zeroes");
+        }
+        for (i, sector) in bytes.chunks(SECTOR).enumerate() {
+            let value = value_of(sector);
+            assert!(
+                self.client.allows(read.first + i, value, read.since + 1),
+                "a read begun at {} returned {value} for sector {}, which had been overwritten: {}",
+                read.since,
+                read.first + i,
+                self.client.describe(read.first + i)
+            );
+        }
+    }
+
+    /// Something happens: a log operation ends, a job ends, time passes.
+    async fn step(&mut self, life: &mut Life) {
+        match self.rng.random_range(0..4) {
+            0 | 1 if !life.logs.is_empty() => self.finish_log(life),
+            2 => {
+                let us = self.rng.random_range(1..3_000);
+                tokio::time::sleep(Duration::from_micros(us)).await;
+                self.now_us += us;
+            }
+            _ => tokio::task::yield_now().await,
+        }
+        while let Ok(done) = life.done.try_recv() {
+            life.volume.job_done(done);
+        }
+        self.carry_out(life);
+        if self.rng.random_bool(0.7) {
+            life.volume.advance(self.now_us);
+            self.carry_out(life);
+        }
+    }
+
+    fn finish_log(&mut self, life: &mut Life) {
+        let at = self.rng.random_range(0..life.logs.len());
+        let PendingLog { io, covers } = life.logs.swap_remove(at);
+        if self.disk.finish(io.id, &io.op, &covers).is_ok() {
+            life.volume.log_done(io.id, Ok(()));
+        }
+    }
+
+    fn carry_out(&mut self, life: &mut Life) {
+        while let Some(effect) = life.volume.next_effect() {
+            match effect {
+                Effect::Log(io) => {
+                    self.history.observe(&io.op);
+                    self.disk.submit(io.id, &io.op);
+                    let covers = match io.op {
+                        LogOp::Sync { segment } => self.disk.done_writes(segment),
+                        LogOp::Write { .. } => Vec::new(),
+                    };
+                    life.logs.push(PendingLog { io, covers });
+                }
+                Effect::Spawn(job) => {
+                    let sender = life.sender.clone();
+                    life.jobs.spawn(async move {
+                        // Nobody listens once the life is over.
+                        let _ = sender.send(job.await);
+                    });
+                }
+                Effect::Complete(done) => {
+                    if self.disk.crashed() {
+                        continue;
+                    }
+                    match (life.reads.remove(&done.token), done.result) {
+                        (Some(read), Ok(Outcome::Data(data))) => self.check_read(&read, &data.bytes, &data.holes),
+                        (Some(_), Err(IoError::Read(_) | IoError::Shutdown)) => {}
+                        (None, Ok(_)) => self.client.acked(done.token),
+                        (None, Err(IoError::Shutdown)) if life.closing => {}
+                        (_, other) => panic!("unexpected answer {other:?}"),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn read_all(&mut self, life: &mut Life) -> Vec<Value> {
+        let mut state = Vec::with_capacity(SECTORS);
+        for _ in 0..200 {
+            state.clear();
+            for first in (0..SECTORS).step_by(SECTORS / 8) {
+                let token = self.token();
+                let mut out = Vec::new();
+                let len = (SECTORS / 8 * SECTOR) as u32;
+                match life.volume.read(token, (first * SECTOR) as u64, len, &mut out) {
+                    ReadNow::Ready { .. } => {}
+                    ReadNow::Pending => match self.wait_for(life, token).await {
+                        Some(Outcome::Data(data)) => out = data.bytes,
+                        _ => break,
+                    },
+                    ReadNow::Failed(e) => panic!("{e}"),
+                }
+                state.extend(out.chunks(SECTOR).map(value_of));
+            }
+            if state.len() == SECTORS || self.disk.crashed() {
+                return state;
+            }
+            // The bucket failed for longer than a read waits; a client would see an error and try again.
+            self.plan.set_rates(FaultRates::default());
+        }
+        panic!("the volume cannot be read");
+    }
+
+    /// Runs until a request is answered; none when it failed or the machine went off.
+    async fn wait_for(&mut self, life: &mut Life, token: Token) -> Option<Outcome> {
+        for _ in 0..100_000 {
+            if self.disk.crashed() {
+                return None;
+            }
+            let mut found = None;
+            while let Some(effect) = life.volume.next_effect() {
+                match effect {
+                    Effect::Complete(done) if done.token == token => found = Some(done.result.ok()),
+                    Effect::Complete(_) => {}
+                    Effect::Log(io) => {
+                        self.history.observe(&io.op);
+                        self.disk.submit(io.id, &io.op);
+                        let covers = match io.op {
+                            LogOp::Sync { segment } => self.disk.done_writes(segment),
+                            LogOp::Write { .. } => Vec::new(),
+                        };
+                        life.logs.push(PendingLog { io, covers });
+                    }
+                    Effect::Spawn(job) => {
+                        let sender = life.sender.clone();
+                        life.jobs.spawn(async move {
+                            let _ = sender.send(job.await);
+                        });
+                    }
+                }
+            }
+            if let Some(found) = found {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_micros(500)).await;
+            self.now_us += 500;
+            while let Ok(done) = life.done.try_recv() {
+                life.volume.job_done(done);
+            }
+        }
+        panic!("a read is never answered");
+    }
+
+    /// Lets everything reach the bucket; returns the last LSN.
+    async fn settle_down(&mut self, life: &mut Life) -> u64 {
+        for _ in 0..200_000 {
+            while !life.logs.is_empty() {
+                self.finish_log(life);
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            self.now_us += 20_000;
+            while let Ok(done) = life.done.try_recv() {
+                life.volume.job_done(done);
+            }
+            life.volume.advance(self.now_us);
+            self.carry_out(life);
+            let stats = life.volume.stats();
+            let quiet = life.logs.is_empty() && stats.dirty_bytes == 0 && stats.destaged_lsn == stats.accepted_lsn;
+            if quiet && stats.log_used_bytes <= SEGMENT_BYTES {
+                assert_eq!(stats.accepted_lsn, self.history.last());
+                return stats.accepted_lsn;
+            }
+        }
+        panic!("the volume never comes to rest: {:?}", life.volume.stats());
+    }
+
+    async fn close(&mut self, life: &mut Life) {
+        life.closing = true;
+        life.volume.close();
+        for _ in 0..100_000 {
+            if life.volume.closed() || self.disk.crashed() {
+                break;
+            }
+            while !life.logs.is_empty() && !self.disk.crashed() {
+                self.finish_log(life);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            self.now_us += 1_000;
+            while let Ok(done) = life.done.try_recv() {
+                life.volume.job_done(done);
+            }
+            life.volume.advance(self.now_us);
+            self.carry_out(life);
+        }
+        assert!(life.volume.closed() || self.disk.crashed(), "an orderly shutdown ends");
+        self.remember(life);
+    }
+}
+
+/// What may be lost by two ends, one after the other.
+fn worse(a: End, b: End) -> End {
+    let rank = |e: End| [End::Closed, End::Killed, End::PowerCut, End::DiskLost].iter().position(|x| *x == e);
+    if rank(a) >= rank(b) { a } else { b }
+}
