@@ -1,12 +1,39 @@
 //! Clean blocks in memory, for hot reads.
 
+use std::hash::{BuildHasherDefault, Hasher};
+
+use quick_cache::UnitWeighter;
 use quick_cache::unsync::Cache;
 
 use crate::types::{BLOCK, Lba};
 
+/// Mixes a block address the same way in every run, so that a simulated run evicts what it evicted before.
+#[derive(Default)]
+struct LbaHasher(u64);
+
+impl Hasher for LbaHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    /// The finalizer of SplitMix64: every bit of the address reaches every bit of the hash.
+    fn write_u64(&mut self, lba: u64) {
+        let mut x = (self.0 ^ lba).wrapping_add(0x9E37_79B9_7F4A_7C15);
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        self.0 = x ^ (x >> 31);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// A bounded cache of whole blocks. Only clean content lives here; the dirty map is asked first.
 pub struct BlockCache {
-    cache: Cache<Lba, Box<[u8; BLOCK]>>,
+    cache: Cache<Lba, Box<[u8; BLOCK]>, UnitWeighter, BuildHasherDefault<LbaHasher>>,
     capacity: usize,
 }
 
@@ -14,7 +41,10 @@ impl BlockCache {
     /// A cache of at most `bytes`.
     pub fn new(bytes: usize) -> Self {
         let capacity = bytes / BLOCK;
-        Self { cache: Cache::new(capacity.max(1)), capacity }
+        let items = capacity.max(1);
+        let cache =
+            Cache::with(items, items as u64, UnitWeighter, BuildHasherDefault::default(), Default::default());
+        Self { cache, capacity }
     }
 
     /// Changes the limit. What is over it leaves at once.

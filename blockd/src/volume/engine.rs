@@ -332,7 +332,9 @@ impl Volume {
         let Some(error) = self.write_error() else { return };
         let mut tokens: Vec<Token> = self.acks.drain(..).map(|a| a.token).collect();
         tokens.extend(self.flushes.drain(..).map(|(_, token)| token));
-        tokens.extend(self.tickets.drain().filter_map(|(_, t)| t.token));
+        let mut tickets: Vec<(u64, Ticket)> = self.tickets.drain().collect();
+        tickets.sort_unstable_by_key(|(id, _)| *id);
+        tokens.extend(tickets.into_iter().filter_map(|(_, t)| t.token));
         self.waiting.clear();
         for token in tokens {
             self.complete(token, Err(error.clone()));

@@ -1,6 +1,6 @@
 //! Recovery: finds the valid prefix of a log.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 
 use super::device::LogDevice;
@@ -132,7 +132,7 @@ struct Segment {
 
 /// Reads the log of `volume` and returns what must be replayed over a bucket state that ends at `destaged`.
 pub fn scan(device: &dyn LogDevice, volume: VolumeId, destaged: Lsn) -> Result<Recovered, ScanError> {
-    let mut by_generation = HashMap::new();
+    let mut by_generation = BTreeMap::new();
     let mut free = Vec::new();
     for number in device.segments() {
         match read_header(device, volume, number)? {
@@ -146,7 +146,7 @@ pub fn scan(device: &dyn LogDevice, volume: VolumeId, destaged: Lsn) -> Result<R
             None => free.push((0, number)),
         }
     }
-    let generation = by_generation.keys().copied().max().unwrap_or(0);
+    let generation = by_generation.last_key_value().map_or(0, |(generation, _)| *generation);
     let mut chain = chain(&mut by_generation, destaged);
     let mut out = Recovered { last_lsn: destaged, generation, ..Recovered::default() };
     if let Some(first) = chain.first()
@@ -261,14 +261,13 @@ fn read_header(device: &dyn LogDevice, volume: VolumeId, number: u32) -> Result<
 /// lists, the anchor, and the generations after it. The chain starts with the last candidate that begins inside the
 /// bucket's state, for everything before it is obsolete: it may have been recycled, in part and in any order. From there
 /// it goes on as long as generations follow each other.
-fn chain(all: &mut HashMap<u64, (u32, SegmentHeader)>, destaged: Lsn) -> Vec<Segment> {
+fn chain(all: &mut BTreeMap<u64, (u32, SegmentHeader)>, destaged: Lsn) -> Vec<Segment> {
     let Some(anchor) = all.values().map(|(_, h)| h.anchor).max() else { return Vec::new() };
     let listed = all.get(&anchor).map(|(_, h)| h.chain.clone()).unwrap_or_default();
     // A listed segment that is gone was recycled; the LSN check of the caller notices if it should not be.
     let listed = listed.iter().map(|l| (l.generation.get(), Some(l.end.get()))).filter(|(g, _)| all.contains_key(g));
-    let mut own: Vec<u64> = all.values().filter(|(_, h)| h.anchor == anchor).map(|(_, h)| h.generation).collect();
-    own.sort_unstable();
-    let candidates: Vec<(u64, Option<u64>)> = listed.chain(own.into_iter().map(|g| (g, None))).collect();
+    let own = all.values().filter(|(_, h)| h.anchor == anchor).map(|(_, h)| (h.generation, None));
+    let candidates: Vec<(u64, Option<u64>)> = listed.chain(own).collect();
     let first_lsn = |generation: &u64| all[generation].1.first_lsn;
     let start = candidates.iter().rposition(|(g, _)| first_lsn(g) <= destaged + 1).unwrap_or(0);
     let mut chain: Vec<Segment> = Vec::new();

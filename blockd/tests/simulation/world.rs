@@ -22,6 +22,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use xxhash_rust::xxh3::Xxh3Default;
 
 use super::disk::SimDisk;
 use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sector_of, value_of};
@@ -115,6 +116,8 @@ pub struct World {
     durable_lsn: u64,
     stored_lsn: u64,
     recoveries: u32,
+    /// Everything the engine asked for and answered, in order.
+    digest: Xxh3Default,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +136,16 @@ struct Life {
     sender: mpsc::UnboundedSender<JobDone>,
     done: mpsc::UnboundedReceiver<JobDone>,
     closing: bool,
+}
+
+impl Life {
+    fn spawn(&mut self, job: Job) {
+        let sender = self.sender.clone();
+        self.jobs.spawn(async move {
+            // Nobody listens once the life is over.
+            let _ = sender.send(job.await);
+        });
+    }
 }
 
 impl World {
@@ -176,12 +189,14 @@ impl World {
             durable_lsn: 0,
             stored_lsn: 0,
             recoveries: 0,
+            digest: Xxh3Default::new(),
             rng,
         }
     }
 
-    /// Several lives, then a quiet end in which everything reaches the bucket, then the bucket alone.
-    pub async fn run(mut self) {
+    /// Several lives, then a quiet end in which everything reaches the bucket, then the bucket alone. Returns a digest
+    /// of all that happened: a seed that does not repeat cannot be examined.
+    pub async fn run(mut self) -> u64 {
         let mut end = End::Closed;
         for _ in 0..self.rng.random_range(2..6) {
             end = self.life(end).await;
@@ -209,6 +224,7 @@ impl World {
         self.check_recovered(&life, &all, End::DiskLost);
         assert_eq!(all, self.history.state(last, SECTORS));
         self.close(&mut life).await;
+        self.digest.digest()
     }
 
     fn faults(&mut self) -> FaultRates {
@@ -508,6 +524,22 @@ impl World {
         }
     }
 
+    fn start_log(&mut self, life: &mut Life, io: LogIo) {
+        self.history.observe(&io.op);
+        self.disk.submit(io.id, &io.op);
+        let covers = match &io.op {
+            LogOp::Sync { segment } => {
+                self.digest.update(&segment.to_le_bytes());
+                self.disk.done_writes(*segment)
+            }
+            LogOp::Write { bufs, .. } => {
+                bufs.iter().for_each(|buf| self.digest.update(buf));
+                Vec::new()
+            }
+        };
+        life.logs.push(PendingLog { io, covers });
+    }
+
     fn finish_log(&mut self, life: &mut Life) {
         let at = self.rng.random_range(0..life.logs.len());
         let PendingLog { io, covers } = life.logs.swap_remove(at);
@@ -519,23 +551,10 @@ impl World {
     fn carry_out(&mut self, life: &mut Life) {
         while let Some(effect) = life.volume.next_effect() {
             match effect {
-                Effect::Log(io) => {
-                    self.history.observe(&io.op);
-                    self.disk.submit(io.id, &io.op);
-                    let covers = match io.op {
-                        LogOp::Sync { segment } => self.disk.done_writes(segment),
-                        LogOp::Write { .. } => Vec::new(),
-                    };
-                    life.logs.push(PendingLog { io, covers });
-                }
-                Effect::Spawn(job) => {
-                    let sender = life.sender.clone();
-                    life.jobs.spawn(async move {
-                        // Nobody listens once the life is over.
-                        let _ = sender.send(job.await);
-                    });
-                }
+                Effect::Log(io) => self.start_log(life, io),
+                Effect::Spawn(job) => life.spawn(job),
                 Effect::Complete(done) => {
+                    self.digest.update(&done.token.0.to_le_bytes());
                     if self.disk.crashed() {
                         continue;
                     }
@@ -589,21 +608,8 @@ impl World {
                 match effect {
                     Effect::Complete(done) if done.token == token => found = Some(done.result.ok()),
                     Effect::Complete(_) => {}
-                    Effect::Log(io) => {
-                        self.history.observe(&io.op);
-                        self.disk.submit(io.id, &io.op);
-                        let covers = match io.op {
-                            LogOp::Sync { segment } => self.disk.done_writes(segment),
-                            LogOp::Write { .. } => Vec::new(),
-                        };
-                        life.logs.push(PendingLog { io, covers });
-                    }
-                    Effect::Spawn(job) => {
-                        let sender = life.sender.clone();
-                        life.jobs.spawn(async move {
-                            let _ = sender.send(job.await);
-                        });
-                    }
+                    Effect::Log(io) => self.start_log(life, io),
+                    Effect::Spawn(job) => life.spawn(job),
                 }
             }
             if let Some(found) = found {
