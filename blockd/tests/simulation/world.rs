@@ -14,7 +14,7 @@ use blockd::store::{
 use blockd::table::{MemKv, Table};
 use blockd::types::{BLOCK_SIZE, VolumeId};
 use blockd::volume::{
-    Blocking, Effect, IoError, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, Token, Tuning, Volume,
+    Blocking, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, Token, Tuning, Volume,
     WriteData,
 };
 use bytes::Bytes;
