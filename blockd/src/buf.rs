@@ -5,13 +5,15 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Mutex;
 
+use bytes::Bytes;
+
 use crate::types::BLOCK;
 
 /// Buffers of these sizes, in bytes, are kept for [`AlignedBuf::for_overwrite`] when they are dropped: large enough
 /// that mapping, faulting and zeroing them costs more than filling them.
-const RECYCLED: std::ops::RangeInclusive<usize> = (64 << 10)..=(4 << 20);
+const RECYCLED: std::ops::RangeInclusive<usize> = (64 << 10)..=(18 << 20);
 /// Bytes kept at most.
-const POOL_BYTES: usize = 32 << 20;
+const POOL_BYTES: usize = 80 << 20;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { buffers: Vec::new(), bytes: 0 });
 
@@ -65,6 +67,11 @@ impl AlignedBuf {
         buf
     }
 
+    /// The first `len` bytes, shared; the memory is given back with the last of them.
+    pub fn into_bytes(self, len: usize) -> Bytes {
+        Bytes::from_owner(self).slice(..len)
+    }
+
     fn layout(len: usize) -> Layout {
         // The length comes from a Rust allocation request rounded to 4 KiB; it cannot overflow isize here.
         Layout::from_size_align(len, BLOCK).expect("buffer length fits the address space")
@@ -100,6 +107,12 @@ impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl AsRef<[u8]> for AlignedBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
     }
 }
 

@@ -117,7 +117,7 @@ impl Worker<'_> {
     fn may_break(&self, error: &io::Error) -> bool {
         use io::ErrorKind::*;
         let broken = matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe | ConnectionAborted);
-        broken && self.shared.ending.load(Ordering::SeqCst)
+        broken && (self.shared.ending.load(Ordering::SeqCst) || self.shared.failed.load(Ordering::SeqCst))
     }
 
     /// The inner result is of the connection, the outer one of the data.

@@ -35,6 +35,9 @@ pub struct Args {
     /// Only cases whose name contains this.
     #[arg(long, value_name = "CASE")]
     only: Vec<String>,
+    /// Only servers whose name contains this, and no fio, for work on one of them.
+    #[arg(long, value_name = "NAME")]
+    server: Vec<String>,
     /// Loopback TCP instead of Unix sockets.
     #[arg(long)]
     tcp: bool,
@@ -132,6 +135,7 @@ struct Bench {
     measured: Duration,
     tcp: bool,
     seed: u64,
+    some_servers_only: bool,
 }
 
 impl Bench {
@@ -153,7 +157,9 @@ impl Bench {
             measured: Duration::from_secs_f64(args.seconds.unwrap_or(if args.quick { 0.7 } else { 3.0 })),
             tcp: args.tcp,
             seed: 0,
+            some_servers_only: !args.server.is_empty(),
         };
+        kinds.retain(|kind| args.server.is_empty() || args.server.iter().any(|name| kind.name().contains(name)));
         for kind in kinds {
             let server =
                 Server::create(kind.clone(), &dir.join(kind.name().replace([' ', '/'], "-")), VOLUME_BYTES, args.tcp)?;
@@ -211,7 +217,7 @@ impl Bench {
                     self.settle(index)?;
                 }
             }
-            for job in question.fio {
+            for job in question.fio.iter().filter(|_| !self.some_servers_only) {
                 let value = self.fio.run(*job, self.measured)?;
                 samples.entry(job.name()).or_default().push(value);
             }
@@ -225,8 +231,12 @@ impl Bench {
                 .iter()
                 .filter(|(name, _)| against.includes(name))
                 .max_by(|a, b| a.1.total_cmp(b.1))
-                .map(|(name, value)| (*name, *value))
-                .with_context(|| format!("no peer ran for {against:?}"))?;
+                .map(|(name, value)| (*name, *value));
+            let peer = match peer {
+                Some(peer) => peer,
+                None if self.some_servers_only => ("none", f64::NAN),
+                None => anyhow::bail!("no peer ran for {against:?}"),
+            };
             let title = match against {
                 Against::Disk => format!("{name}, by the disk"),
                 _ => name.clone(),

@@ -83,7 +83,15 @@ impl FromStr for Codec {
 pub(super) struct Compressor {
     state: State,
     out: Vec<u8>,
+    /// Frames in a row that did not shrink, and frames since the last one tried.
+    stubborn: u32,
+    untried: u32,
 }
+
+/// After this many frames in a row that did not shrink, only one of [`TRY_ONE_OF`] is tried until one does: data that
+/// is compressed or encrypted already comes in long stretches, and trying costs more than anything else done to it.
+const STUBBORN: u32 = 4;
+const TRY_ONE_OF: u32 = 8;
 
 enum State {
     None,
@@ -100,12 +108,19 @@ impl Compressor {
                 Codec::Zstd(level) => State::Zstd(zstd::bulk::Compressor::new(level.into())?),
             },
             out: Vec::new(),
+            stubborn: 0,
+            untried: 0,
         })
     }
 
     /// What to store for `raw`: its compressed form, or itself when that would save less than a sixteenth, because
     /// then decompressing on every read costs more than the bytes.
     pub(super) fn compress<'a>(&'a mut self, raw: &'a [u8]) -> io::Result<(FrameEncoding, &'a [u8])> {
+        if self.stubborn >= STUBBORN && self.untried + 1 < TRY_ONE_OF {
+            self.untried += 1;
+            return Ok((FrameEncoding::Raw, raw));
+        }
+        self.untried = 0;
         let (encoding, len) = match &mut self.state {
             State::None => return Ok((FrameEncoding::Raw, raw)),
             State::Lz4 => {
@@ -126,8 +141,10 @@ impl Compressor {
             }
         };
         if len > raw.len() - raw.len() / 16 {
+            self.stubborn += 1;
             return Ok((FrameEncoding::Raw, raw));
         }
+        self.stubborn = 0;
         Ok((encoding, &self.out[..len]))
     }
 }
@@ -175,6 +192,25 @@ mod tests {
         for bad in ["", "LZ4", "zstd:0", "zstd:20", "zstd:", "gzip", "lz4:1"] {
             assert!(bad.parse::<Codec>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn stretches_that_do_not_shrink_are_mostly_let_through() {
+        use rand::{RngCore, SeedableRng};
+        let mut noise = vec![0u8; 65536];
+        rand::rngs::SmallRng::seed_from_u64(1).fill_bytes(&mut noise);
+        let zeroes = vec![0u8; 65536];
+        let mut compressor = Compressor::new(Codec::Lz4).unwrap();
+        for _ in 0..100 {
+            assert_eq!(compressor.compress(&noise).unwrap().0, FrameEncoding::Raw);
+        }
+        let mut raw = 0;
+        while compressor.compress(&zeroes).unwrap().0 == FrameEncoding::Raw {
+            raw += 1;
+        }
+        assert!(raw < TRY_ONE_OF, "{raw} frames that would have shrunk did not");
+        // And from then on every one.
+        assert_eq!(compressor.compress(&zeroes).unwrap().0, FrameEncoding::Lz4);
     }
 
     #[test]

@@ -6,12 +6,15 @@ use super::codec::{Codec, Compressor};
 use super::format::{ChunkExtent, ChunkIndex, ChunkKind, ExtentKind, MAX_EXTENTS, MAX_LBA, MAX_PAYLOAD_BLOCKS};
 use super::frames::{FRAME_BLOCKS, FRAME_BYTES, FrameDirectory};
 use super::name::ChunkName;
-use crate::buf::Slice;
+use crate::buf::{AlignedBuf, Slice};
 use crate::types::{BLOCK, Lba, Lsn};
 
 /// Where addresses jump, a frame of at least this many blocks ends. Scattered blocks then share frames of 32 KiB,
 /// which halves what a random read of them fetches and decodes at a few bytes of directory per block.
 const FRAME_BLOCKS_AT_GAP: usize = 8;
+
+/// Memory for a chunk is taken in multiples of this, in bytes.
+const ROOM_STEP: usize = 64 << 10;
 
 /// What a chunk is to say of some blocks.
 #[derive(Clone, Debug)]
@@ -91,9 +94,11 @@ impl ChunkDraft {
         let header_len = ChunkIndex::header_len(extents.len(), cuts.len());
         let payload_blocks: usize = cuts.iter().map(|blocks| usize::from(*blocks)).sum();
 
-        // Exact for uncompressed chunks; what compression saves is given back at the end.
-        let mut bytes = Vec::with_capacity(header_len + payload_blocks * BLOCK);
-        bytes.resize(header_len, 0);
+        // Large enough if nothing shrinks; aligned so that a directory can write it to its disk without a copy; of few
+        // sizes so that the memory is used again.
+        let room = (header_len + payload_blocks * BLOCK).next_multiple_of(ROOM_STEP);
+        let mut bytes = AlignedBuf::for_overwrite(room);
+        let mut end = header_len;
         let mut frames = FrameDirectory::new(header_len as u32);
         let mut compressor = Compressor::new(self.codec).map_err(|source| ChunkError::Compress(self.name, source))?;
         let mut payload = Payload::new(&self.pieces);
@@ -103,7 +108,8 @@ impl ChunkDraft {
                 compressor.compress(raw).map_err(|source| ChunkError::Compress(self.name, source))?;
             let sum = self.name.frame_sum(number as u32, stored);
             frames.push(stored.len() as u32, blocks, encoding, sum);
-            bytes.extend_from_slice(stored);
+            bytes[end..end + stored.len()].copy_from_slice(stored);
+            end += stored.len();
         }
         let index = ChunkIndex {
             name: self.name,
@@ -115,8 +121,7 @@ impl ChunkDraft {
             frames,
         };
         bytes[..header_len].copy_from_slice(&index.encode());
-        bytes.shrink_to_fit();
-        Ok(Chunk { bytes: bytes.into(), index })
+        Ok(Chunk { bytes: bytes.into_bytes(end), index })
     }
 
     /// The extents of the pieces, neighbours of one kind joined.
