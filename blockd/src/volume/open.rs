@@ -288,6 +288,7 @@ impl Volume {
             paced_until: None,
             purged_lsn: state.lsn,
             creating_segment: false,
+            no_segment: None,
             last_append_us: 0,
             jobs: 0,
             failed: None,
