@@ -173,3 +173,22 @@ fn prometheus_is_answered() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(answer.contains("blockd_volume_open{volume=\"disk\"} 1"), "{answer}");
 }
+
+#[test]
+fn a_volume_at_rest_wakes_up() {
+    let tmp = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(tmp.path(), &["--destage-age", "100ms"]);
+    daemon.json(&["volume", "create", "disk", "--size", "8MiB"]);
+    let mut client = daemon.attach("disk");
+    for flush in [true, false, true] {
+        client.write(0, &[1; 8192]).unwrap();
+        if flush {
+            client.flush().unwrap();
+        }
+        // Long enough to be in the bucket, let go of in the log, and for the log to note that nothing follows.
+        daemon.wait_drained("disk");
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+    }
+    client.write(4096, &[2; 4096]).unwrap();
+    assert_eq!(daemon.stop(), Some(0));
+}
