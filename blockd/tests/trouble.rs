@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use blockd::export::nbd::client::{NbdClient, Request};
 use common::daemon::{Daemon, wait};
-use common::proxy::{Outage, Proxy};
+use common::proxy::{Outage, Proxy, Trouble};
 use common::shadow::Shadow;
 use serde_json::Value;
 
@@ -53,10 +53,6 @@ impl Bucket {
 
     fn serve(&self, data: &Path, more: &[&str]) -> Daemon {
         Daemon::start(data, &self.args(&self.proxy.url(), more))
-    }
-
-    fn refused(&self, data: &Path) -> String {
-        Daemon::refused_start(data, &self.args(&self.proxy.url(), &[]))
     }
 }
 
@@ -378,7 +374,7 @@ fn an_object_flush_waits_for_the_bucket_and_then_survives_the_loss_of_the_host()
 }
 
 #[test]
-fn a_start_without_the_bucket_says_what_is_wrong_and_changes_nothing() {
+fn a_start_without_the_bucket_waits_for_it_and_says_so() {
     let Some(bucket) = Bucket::new() else { return };
     let tmp = tempfile::tempdir().unwrap();
     let mut daemon = bucket.serve(tmp.path(), &["--destage-age", "1h"]);
@@ -387,17 +383,61 @@ fn a_start_without_the_bucket_says_what_is_wrong_and_changes_nothing() {
     let mut client = daemon.attach("disk");
     shadow.scribble(&mut client, 20);
     shadow.flush(&mut client);
-    daemon.kill();
     for outage in [Outage::Closing, Outage::Hanging] {
+        daemon.kill();
         bucket.proxy.set_outage(outage);
-        let begun = Instant::now();
-        let said = bucket.refused(tmp.path());
-        assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?} to say {said}", begun.elapsed());
-        eprintln!("{outage:?}: {said}");
-        assert!(said.contains(&format!("cannot open the store {}", bucket.url)), "{said}");
-        assert!(said.contains(&bucket.proxy.url()), "{said}");
+        std::thread::scope(|scope| {
+            let start = scope.spawn(|| daemon.restart());
+            std::thread::sleep(Duration::from_secs(5));
+            assert!(!start.is_finished(), "it did not wait for the bucket");
+            bucket.proxy.set_outage(Outage::None);
+            start.join().unwrap();
+        });
+        let log = daemon.log();
+        let expected = format!("the store {} at {} does not answer; see that it runs", bucket.url, bucket.proxy.url());
+        assert!(log.contains(&expected) && log.contains("; trying again in "), "{log}");
+        assert!(daemon.ready.contains("1 of 1 volumes open"), "{}\n{log}", daemon.ready);
+        shadow.check_all(&mut daemon.attach("disk"));
     }
-    bucket.proxy.set_outage(Outage::None);
+}
+
+#[test]
+fn a_start_with_a_bucket_that_is_not_there_fails_and_binds_nothing() {
+    let Some(mut bucket) = Bucket::new() else { return };
+    let tmp = tempfile::tempdir().unwrap();
+    let right = std::mem::replace(&mut bucket.url, "s3://there-is-no-such-bucket/prefix".to_owned());
+    let said = Daemon::refused_start(tmp.path(), &bucket.args(&bucket.proxy.url(), &[]));
+    assert!(said.contains("cannot open the store s3://there-is-no-such-bucket/prefix: "), "{said}");
+    assert!(said.contains("there is no such bucket; create it, or correct its name"), "{said}");
+    // Once said, not once by each layer.
+    assert_eq!(said.matches("NoSuchBucket").count(), 1, "{said}");
+    // The same data directory with the right name.
+    bucket.url = right;
+    let daemon = bucket.serve(tmp.path(), &[]);
+    assert!(daemon.ready.contains("0 of 0 volumes open"), "{}", daemon.ready);
+}
+
+#[test]
+fn a_volume_out_of_reach_at_the_start_opens_by_itself() {
+    let Some(bucket) = Bucket::new() else { return };
+    let tmp = tempfile::tempdir().unwrap();
+    let mut daemon = bucket.serve(tmp.path(), &[]);
+    for name in ["disk", "near"] {
+        daemon.json(&["volume", "create", name, "--size", "4MiB"]);
+    }
+    let mut shadow = Shadow::new(4 * MIB, 11);
+    let mut client = daemon.attach("disk");
+    shadow.scribble(&mut client, 20);
+    shadow.flush(&mut client);
+    daemon.kill();
+    // More than one operation of the store tries, for one volume.
+    for _ in 0..12 {
+        bucket.proxy.next_of("GET", "/disk/manifest", Trouble::DropRequest);
+    }
     daemon.restart();
+    assert!(daemon.ready.contains("1 of 2 volumes open"), "{}\n{}", daemon.ready, daemon.log());
+    assert_eq!(daemon.volume("near")["state"], "open");
+    let opened = wait(Duration::from_secs(40), || daemon.volume("disk")["state"] == "open");
+    assert!(opened, "{}\n{}", daemon.volume("disk"), daemon.log());
     shadow.check_all(&mut daemon.attach("disk"));
 }

@@ -48,6 +48,7 @@ impl From<VolumeError> for Refusal {
             VolumeError::Invalid(_) => StatusCode::BAD_REQUEST,
             VolumeError::Conflict(_) => StatusCode::CONFLICT,
             VolumeError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            VolumeError::Away(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self(status, error.to_string())
     }

@@ -9,7 +9,7 @@ use crate::chunk::{ChunkName, FRAME_BYTES};
 use crate::types::VolumeId;
 
 /// Names a frame of a chunk. Chunks are written once, so what a key stands for never changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrameKey {
     /// The chunk.
     pub chunk: ChunkName,

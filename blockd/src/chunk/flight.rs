@@ -2,19 +2,24 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::Semaphore;
 
 use crate::cache::FrameKey;
 
-type Landing = Option<Bytes>;
+/// Where a frame being fetched will be.
+struct Landing {
+    stored: OnceLock<Bytes>,
+    /// Closed when the flight is over. Those who wait leave in the order they came.
+    over: Semaphore,
+}
 
 /// All frames being fetched for one volume.
 #[derive(Default)]
 pub(super) struct Flights {
-    open: Mutex<HashMap<FrameKey, watch::Receiver<Landing>>>,
+    open: Mutex<HashMap<FrameKey, Arc<Landing>>>,
 }
 
 /// Who fetches a frame.
@@ -30,11 +35,11 @@ pub(super) enum Claim<'a> {
 pub(super) struct Flight<'a> {
     flights: &'a Flights,
     key: FrameKey,
-    sender: watch::Sender<Landing>,
+    landing: Arc<Landing>,
 }
 
 /// Waits for somebody else's flight.
-pub(super) struct Waiter(watch::Receiver<Landing>);
+pub(super) struct Waiter(Arc<Landing>);
 
 impl Flights {
     /// Takes the duty to fetch `key`, or finds who has it.
@@ -42,14 +47,14 @@ impl Flights {
         match self.lock().entry(key) {
             Entry::Occupied(theirs) => Claim::Theirs(Waiter(theirs.get().clone())),
             Entry::Vacant(free) => {
-                let (sender, receiver) = watch::channel(None);
-                free.insert(receiver);
-                Claim::Mine(Flight { flights: self, key, sender })
+                let landing = Arc::new(Landing { stored: OnceLock::new(), over: Semaphore::new(0) });
+                free.insert(landing.clone());
+                Claim::Mine(Flight { flights: self, key, landing })
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<FrameKey, watch::Receiver<Landing>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<FrameKey, Arc<Landing>>> {
         // Single map operations; none leaves it half changed.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -58,20 +63,23 @@ impl Flights {
 impl Flight<'_> {
     /// Hands the verified frame to all who wait. It should be in the cache by now, for those who come later.
     pub(super) fn land(self, stored: Bytes) {
-        self.sender.send_replace(Some(stored));
+        // Nobody else sets it: the duty is not shared.
+        let _ = self.landing.stored.set(stored);
     }
 }
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         self.flights.lock().remove(&self.key);
+        self.landing.over.close();
     }
 }
 
 impl Waiter {
     /// The frame, or nothing when whoever fetched it failed.
-    pub(super) async fn wait(mut self) -> Option<Bytes> {
-        let landed = self.0.wait_for(Option::is_some).await.ok()?;
-        landed.clone()
+    pub(super) async fn wait(self) -> Option<Bytes> {
+        // There are no permits; this ends when the semaphore is closed.
+        let _ = self.0.over.acquire().await;
+        self.0.stored.get().cloned()
     }
 }

@@ -1,5 +1,6 @@
 //! Reading blocks that are in the bucket.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,7 +121,7 @@ impl BlockReader {
             frames.map(|frames| (group, frames))
         };
         let mut running: FuturesUnordered<_> = groups.by_ref().take(PARALLEL_REQUESTS).map(request).collect();
-        let mut waiting: std::collections::HashMap<FrameKey, (Need, Flight<'_>)> =
+        let mut waiting: BTreeMap<FrameKey, (Need, Flight<'_>)> =
             mine.into_iter().map(|(need, flight)| (need.key(), (need, flight))).collect();
         while let Some(result) = running.next().await {
             let (group, frames) = result?;

@@ -6,20 +6,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use backon::Retryable;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::DataDir;
 use super::notify::notify;
 use super::signals::Signals;
-use super::volumes::Daemon;
+use super::volumes::{Daemon, away_pauses};
 use crate::admin::server::{metrics_router, router};
 use crate::cache::FrameCache;
 use crate::config::{Config, LogShape};
+use crate::explain::explain;
 use crate::export::nbd::server::{Exports, Listen, Server};
+use crate::manifest::ManifestError;
 use crate::reactor::{ReactorHandle, ReactorOptions};
-
-/// Names of the threads whose end no volume survives.
-const VOLUME_THREADS: [&str; 2] = ["reactor", "log"];
+use crate::store::{CountedStore, StoreConfig, StoreError};
 
 /// How the identity of a store inside the data directory begins.
 const EMBEDDED: &str = "dir:<data>/";
@@ -36,7 +37,7 @@ pub struct ServeOptions {
 /// # Errors
 /// Whatever keeps the daemon from serving. What keeps a single volume from opening does not.
 pub async fn run(mut config: Config, options: ServeOptions) -> anyhow::Result<()> {
-    abort_when_a_volume_thread_panics();
+    abort_on_panic();
     config.check().map_err(anyhow::Error::msg)?;
     let store_config = config.store_config();
     store_config.check()?;
@@ -54,7 +55,7 @@ pub async fn run(mut config: Config, options: ServeOptions) -> anyhow::Result<()
         data.settle()?;
     }
     let store = tokio::select! {
-        store = crate::store::open(&store_config) => store.with_context(|| format!("cannot open the store {}", store_config.url))?,
+        store = Box::pin(open_store(&store_config)) => store.with_context(|| format!("cannot open the store {}", store_config.url))?,
         signal = signals.next() => bail!("{signal} while the store {} was being opened", store_config.url),
     };
     // Not before: a store that was misspelt should not be remembered.
@@ -102,17 +103,26 @@ fn raise_file_limit() {
     }
 }
 
-/// Ends the process when one of the threads that own volumes panics. Its volumes would hang for ever, while a restart
-/// recovers them from their logs.
-fn abort_when_a_volume_thread_panics() {
+/// Ends the process when any thread panics. A volume whose reactor or whose job is gone would hang for ever, while a
+/// restart recovers all of them from their logs.
+fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
-        if std::thread::current().name().is_some_and(|name| VOLUME_THREADS.contains(&name)) {
-            eprintln!("blockd: this must not happen; ending, so that a restart recovers the volumes from their logs");
-            std::process::abort();
-        }
+        eprintln!("blockd: this must not happen; ending, so that a restart recovers the volumes from their logs");
+        std::process::abort();
     }));
+}
+
+/// Opens the store; while it cannot be reached, says so and tries again, as after a power cut that hit both.
+async fn open_store(config: &StoreConfig) -> anyhow::Result<Arc<CountedStore>> {
+    let transient = |error: &anyhow::Error| {
+        error.chain().any(|cause| cause.downcast_ref::<StoreError>().is_some_and(StoreError::is_transient))
+    };
+    let again = |error: &anyhow::Error, pause| {
+        tracing::warn!("{}; trying again in {pause:.0?}", explain(error));
+    };
+    (|| Box::pin(crate::store::open(config))).retry(away_pauses()).when(transient).notify(again).await
 }
 
 enum Never {}
@@ -141,7 +151,15 @@ async fn serve(daemon: &Arc<Daemon>) -> anyhow::Result<Never> {
     };
     let volumes = async {
         // The admin socket answers meanwhile; NBD clients are let in when there is something to attach.
-        daemon.open_all().await.with_context(|| format!("cannot list the volumes in {}", config.store_url()))?;
+        let again = |error: &ManifestError, pause| {
+            tracing::warn!("cannot list the volumes in {}: {error}; trying again in {pause:.0?}", config.store_url());
+        };
+        (|| Box::pin(daemon.open_all()))
+            .retry(away_pauses())
+            .when(ManifestError::is_transient)
+            .notify(again)
+            .await
+            .with_context(|| format!("cannot list the volumes in {}", config.store_url()))?;
         let listens: Vec<Listen> = config
             .nbd_unix_path()
             .into_iter()

@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
 
 use tokio::task::JoinSet;
 
@@ -22,10 +24,13 @@ use crate::manifest::{self, Durability, Manifest, ManifestError};
 use crate::reactor::{Device, DeviceKey, ReactorHandle};
 use crate::store::{CountedStore, ObjectStore};
 use crate::types::{BLOCK_SIZE, VolumeId};
-use crate::volume::{self, OpenOptions, OpenReport, Tuning, Volume};
+use crate::volume::{self, OpenError, OpenOptions, OpenReport, Tuning, Volume};
 
 /// The largest volume: offsets on it fit a signed 64-bit number everywhere.
 const MAX_SIZE: u64 = 1 << 62;
+/// Between two attempts to reach a bucket that is away.
+const AWAY_PAUSE_MIN: Duration = Duration::from_secs(1);
+const AWAY_PAUSE_MAX: Duration = Duration::from_secs(15);
 /// No volume gets less memory than this for its writes, however many share the budget.
 const MIN_DIRTY_SHARE: usize = 1 << 20;
 
@@ -44,6 +49,9 @@ pub enum VolumeError {
     /// It was tried and failed.
     #[error("{0}")]
     Failed(String),
+    /// It failed because the bucket cannot be reached.
+    #[error("{0}")]
+    Away(String),
 }
 
 /// Where an open volume lives.
@@ -143,7 +151,8 @@ impl Daemon {
         }
     }
 
-    /// Learns which volumes the store has and opens those the configuration wants. One that fails is left `Failed`.
+    /// Learns which volumes the store has and opens those the configuration wants. One that fails is left `Failed`; while
+    /// the reason is that the bucket is away, it is tried again in the background until it opens.
     ///
     /// # Errors
     /// The store cannot be listed.
@@ -163,13 +172,37 @@ impl Daemon {
                     true => daemon.open(&name).await.map(drop),
                     false => daemon.look_at(&name).await,
                 };
-                if let Err(error) = result {
-                    tracing::error!(volume = %name, "{error}");
+                match result {
+                    Ok(()) => {}
+                    Err(VolumeError::Away(error)) if open => {
+                        tracing::warn!(volume = %name, "{error}; trying again until it opens");
+                        tokio::spawn(daemon.open_when_it_is_back(name));
+                    }
+                    Err(error) => tracing::error!(volume = %name, "{error}"),
                 }
             });
         }
         while openings.join_next().await.is_some() {}
         Ok(())
+    }
+
+    /// Tries again to open a volume that failed because the bucket is away, until it opens, fails for another reason,
+    /// or somebody else does something about it.
+    async fn open_when_it_is_back(self: Arc<Self>, name: String) {
+        let mut pauses = away_pauses().build();
+        loop {
+            tokio::time::sleep(pauses.next().unwrap_or(AWAY_PAUSE_MAX)).await;
+            if self.closing.load(Ordering::Acquire)
+                || !matches!(self.entry(&name), Ok(Entry { phase: Phase::Failed(_), .. }))
+            {
+                return;
+            }
+            match self.open(&name).await {
+                Err(VolumeError::Away(error)) => tracing::debug!(volume = %name, "{error}"),
+                Err(error) => return tracing::error!(volume = %name, "{error}"),
+                Ok(_) => return,
+            }
+        }
     }
 
     /// Reads the manifest of a volume that is not to be served, so that lists can describe it.
@@ -185,7 +218,10 @@ impl Daemon {
         manifest::load(self.store.as_ref(), name).await.map_err(|error| match error {
             ManifestError::NotFound(name) => VolumeError::Unknown(name),
             ManifestError::Name(_) => VolumeError::Invalid(error.to_string()),
-            error => VolumeError::Failed(format!("cannot read volume {name:?}: {error}")),
+            error => {
+                let why = format!("cannot read volume {name:?}: {error}");
+                if error.is_transient() { VolumeError::Away(why) } else { VolumeError::Failed(why) }
+            }
         })
     }
 
@@ -301,7 +337,9 @@ impl Daemon {
             Err(error) => {
                 let why = format!("cannot open volume {name:?}: {}", explain(&error));
                 self.set_phase(&name, Phase::Failed(why.clone()));
-                Err(VolumeError::Failed(format!("{why}; `blockd volume open {name}` tries again")))
+                let away = error.downcast_ref::<OpenError>().is_some_and(OpenError::is_transient);
+                let why = format!("{why}; `blockd volume open {name}` tries again");
+                Err(if away { VolumeError::Away(why) } else { VolumeError::Failed(why) })
             }
         }
     }
@@ -489,6 +527,12 @@ impl Daemon {
             .await;
         }
     }
+}
+
+/// How long to wait before each attempt to reach a bucket that is away; endless.
+pub(super) fn away_pauses() -> ExponentialBuilder {
+    let pauses = ExponentialBuilder::new().with_min_delay(AWAY_PAUSE_MIN).with_max_delay(AWAY_PAUSE_MAX);
+    pauses.without_max_times().with_jitter()
 }
 
 /// Runs `visit` on the volume at `place`; nothing when it is gone.

@@ -45,6 +45,13 @@ pub enum ManifestError {
     Store(#[from] StoreError),
 }
 
+impl ManifestError {
+    /// Whether the same may succeed later without anybody doing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_transient())
+    }
+}
+
 /// The object key of a volume's manifest.
 pub fn key(name: &str) -> String {
     format!("{PREFIX}{name}{SUFFIX}")

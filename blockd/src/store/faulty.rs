@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use super::{ListEntry, ObjectMeta, ObjectStore, PutMode, Result, StoreError, StoreErrorKind, Version};
 
@@ -104,7 +104,8 @@ pub enum Outage {
 #[derive(Debug)]
 pub struct FaultPlan {
     state: Mutex<State>,
-    outage: watch::Sender<Outage>,
+    /// Calls that hang wait here and leave in the order they came, unlike those who wait for a watch.
+    outage_changed: Notify,
 }
 
 #[derive(Debug)]
@@ -113,6 +114,7 @@ struct State {
     rates: FaultRates,
     script: VecDeque<(Op, Fault)>,
     struck: u64,
+    outage: Outage,
 }
 
 impl FaultPlan {
@@ -124,8 +126,9 @@ impl FaultPlan {
                 rates: FaultRates::default(),
                 script: VecDeque::new(),
                 struck: 0,
+                outage: Outage::None,
             }),
-            outage: watch::Sender::new(Outage::None),
+            outage_changed: Notify::new(),
         })
     }
 
@@ -141,7 +144,8 @@ impl FaultPlan {
 
     /// Begins or ends an outage.
     pub fn set_outage(&self, outage: Outage) {
-        self.outage.send_replace(outage);
+        self.lock().outage = outage;
+        self.outage_changed.notify_waiters();
     }
 
     /// Faults that have struck so far, outages included.
@@ -167,16 +171,24 @@ impl FaultPlan {
     }
 
     async fn outage(&self, op: Op, key: &str) -> Result<()> {
-        let outage = *self.outage.borrow();
-        if outage != Outage::None {
-            self.lock().struck += 1;
-        }
+        let outage = {
+            let mut state = self.lock();
+            state.struck += u64::from(state.outage != Outage::None);
+            state.outage
+        };
         match outage {
             Outage::None => Ok(()),
             Outage::Failing => Err(fault_error(StoreErrorKind::Unavailable, op, key)),
             Outage::Hanging(longest) => {
-                let mut changes = self.outage.subscribe();
-                let over = changes.wait_for(|o| !matches!(o, Outage::Hanging(_)));
+                let over = async {
+                    loop {
+                        let changed = self.outage_changed.notified();
+                        if !matches!(self.lock().outage, Outage::Hanging(_)) {
+                            return;
+                        }
+                        changed.await;
+                    }
+                };
                 // Both ways out mean the same to the caller: no answer.
                 let _ = tokio::time::timeout(longest, over).await;
                 Err(fault_error(StoreErrorKind::Timeout, op, key))

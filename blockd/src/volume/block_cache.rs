@@ -42,8 +42,7 @@ impl BlockCache {
     pub fn new(bytes: usize) -> Self {
         let capacity = bytes / BLOCK;
         let items = capacity.max(1);
-        let cache =
-            Cache::with(items, items as u64, UnitWeighter, BuildHasherDefault::default(), Default::default());
+        let cache = Cache::with(items, items as u64, UnitWeighter, BuildHasherDefault::default(), Default::default());
         Self { cache, capacity }
     }
 

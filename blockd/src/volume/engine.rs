@@ -327,15 +327,13 @@ impl Volume {
         if let Err(e) = &result {
             tracing::error!(volume = %self.name, "log device failed, no more writes are acknowledged: {e}");
         }
-        let written = self.log.written_lsn();
         self.log.done(id, result);
         if self.log.dead().is_some() {
             self.fail_writes();
             return;
         }
-        if self.log.written_lsn() > written {
-            self.frames_written();
-        }
+        // Also those without records: they may be released before the next one is written.
+        self.frames_written();
         self.answer_acks();
         self.answer_flushes();
     }

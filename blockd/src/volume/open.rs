@@ -91,6 +91,15 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// Whether the same may succeed later without anybody doing anything: the bucket is away.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Manifest { source, .. } => source.is_transient(),
+            Self::Store(error) | Self::Chunk(ReadError::Store(error)) => error.is_transient(),
+            _ => false,
+        }
+    }
+
     pub(super) fn manifest(name: &str, source: ManifestError) -> Self {
         Self::Manifest { name: name.to_owned(), source }
     }

@@ -14,7 +14,7 @@ use blockd::store::{
 use blockd::table::{MemKv, Table};
 use blockd::types::{BLOCK_SIZE, VolumeId};
 use blockd::volume::{
-    Blocking, Effect, IoError, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, Token, Tuning, Volume,
+    Blocking, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, Token, Tuning, Volume,
     WriteData,
 };
 use bytes::Bytes;
@@ -277,6 +277,9 @@ impl World {
                 };
                 self.plan.set_outage(outage);
             }
+            if self.rng.random_bool(0.01) {
+                self.rest(&mut life).await;
+            }
             self.random_request(&mut life);
             self.step(&mut life).await;
         }
@@ -519,6 +522,25 @@ impl World {
         }
         self.carry_out(life);
         if self.rng.random_bool(0.7) {
+            life.volume.advance(self.now_us);
+            self.carry_out(life);
+        }
+    }
+
+    /// Nobody asks for anything for a while, long enough for whatever is done only then.
+    async fn rest(&mut self, life: &mut Life) {
+        for _ in 0..self.rng.random_range(1..40) {
+            while !life.logs.is_empty() && !self.disk.crashed() {
+                self.finish_log(life);
+            }
+            if self.disk.crashed() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            self.now_us += 50_000;
+            while let Ok(done) = life.done.try_recv() {
+                life.volume.job_done(done);
+            }
             life.volume.advance(self.now_us);
             self.carry_out(life);
         }

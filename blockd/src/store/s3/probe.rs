@@ -23,11 +23,7 @@ impl S3Store {
             // Patience has run out already. Should the probe stand there all the same, one request may remove it.
             let _ = self.delete_once(&key).await;
             return result.with_context(|| {
-                format!(
-                    "the store {} does not answer; see that it runs and that its address is right, then start blockd \
-                     again",
-                    self.describe()
-                )
+                format!("the store {} does not answer; see that it runs and that its address is right", self.describe())
             });
         }
         let removed = self.delete_batch(std::slice::from_ref(&key)).await;
