@@ -24,6 +24,8 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "engine")]
 pub mod daemon;
+#[cfg(feature = "engine")]
+mod explain;
 pub mod export;
 pub mod manifest;
 pub mod reactor;

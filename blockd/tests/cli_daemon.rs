@@ -1,81 +1,13 @@
 //! A daemon on an embedded store, driven by the program's own commands.
 
-use std::io::{BufRead, BufReader};
+mod common;
+
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 
 use blockd::export::nbd::client::NbdClient;
+use common::daemon::{Daemon, program};
 use serde_json::Value;
-
-/// A running daemon; killed by its own handle when dropped.
-struct Daemon {
-    child: Child,
-    data: String,
-    ready: String,
-}
-
-impl Daemon {
-    fn start(data: &Path, more: &[&str]) -> Self {
-        let data = data.to_str().unwrap().to_owned();
-        let mut child = program()
-            .args(["serve", "--data", &data, "--nbd-tcp", "none", "--log-size", "64MiB", "--log-segment", "4MiB"])
-            .args(["--dirty-memory", "16MiB", "--block-cache", "16MiB", "--reactors", "1", "--workers", "2"])
-            .args(more)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut ready = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
-        assert!(ready.starts_with("blockd ready"), "{ready:?}");
-        Self { child, data, ready }
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        program().args(args).args(["--data", &self.data]).output().unwrap()
-    }
-
-    /// Runs a command that must succeed and returns its JSON.
-    fn json(&self, args: &[&str]) -> Value {
-        let output = self.run(&[args, &["--json"]].concat());
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    /// Runs a command that must fail and returns what it says.
-    fn refused(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(1), "{args:?}");
-        String::from_utf8(output.stderr).unwrap()
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: kill takes no pointers; the process is our own child and not reaped yet.
-        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
-    }
-
-    fn attach(&self, volume: &str) -> NbdClient {
-        NbdClient::connect_unix(format!("{}/nbd.sock", self.data), volume).unwrap()
-    }
-
-    fn stop(mut self) -> Option<i32> {
-        self.signal(libc::SIGTERM);
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_blockd"));
-    command.env_remove("BLOCKD_DATA").env_remove("BLOCKD_ADMIN").env_remove("NOTIFY_SOCKET");
-    command
-}
 
 #[test]
 fn volumes_live_and_die_while_it_runs() {
@@ -151,10 +83,10 @@ fn it_stops_in_order_and_comes_back() {
 fn a_second_daemon_is_refused() {
     let tmp = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(tmp.path(), &[]);
-    let second = program().args(["serve", "--nbd-tcp", "none", "--data", &daemon.data]).output().unwrap();
+    let second = program().args(["serve", "--nbd-tcp", "none", "--data"]).arg(daemon.data()).output().unwrap();
     let said = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(1));
-    assert!(said.contains(&format!("process id {}", daemon.child.id())), "{said}");
+    assert!(said.contains(&format!("process id {}", daemon.id())), "{said}");
     let other = tmp.path().join("other");
     let port = program()
         .args(["serve", "--nbd-unix"])
@@ -240,4 +172,23 @@ fn prometheus_is_answered() {
     socket.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(answer.contains("blockd_volume_open{volume=\"disk\"} 1"), "{answer}");
+}
+
+#[test]
+fn a_volume_at_rest_wakes_up() {
+    let tmp = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(tmp.path(), &["--destage-age", "100ms"]);
+    daemon.json(&["volume", "create", "disk", "--size", "8MiB"]);
+    let mut client = daemon.attach("disk");
+    for flush in [true, false, true] {
+        client.write(0, &[1; 8192]).unwrap();
+        if flush {
+            client.flush().unwrap();
+        }
+        // Long enough to be in the bucket, let go of in the log, and for the log to note that nothing follows.
+        daemon.wait_drained("disk");
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+    }
+    client.write(4096, &[2; 4096]).unwrap();
+    assert_eq!(daemon.stop(), Some(0));
 }

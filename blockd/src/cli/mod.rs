@@ -103,7 +103,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "blockd: {error:#}");
+            let _ = writeln!(io::stderr(), "blockd: {}", crate::explain::explain(&error));
             ExitCode::FAILURE
         }
     }

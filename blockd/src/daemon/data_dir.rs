@@ -32,6 +32,8 @@ const HARMLESS: [&str; 3] = [LOCK, IDENTITY_TMP, "lost+found"];
 pub struct DataDir {
     path: PathBuf,
     host: [u8; 16],
+    store: String,
+    settled: bool,
     _lock: File,
 }
 
@@ -120,8 +122,8 @@ fn advice(source: &io::Error) -> &'static str {
 }
 
 impl DataDir {
-    /// Opens `path`, or makes it. `store` names the bucket; with `accept_store` a different one than before is
-    /// recorded instead of refused.
+    /// Opens `path`, or makes it. `store` names the bucket; with `accept_store` one different from before is not
+    /// refused. What is new is recorded by [`DataDir::settle`].
     ///
     /// # Errors
     /// When it is not ours, not for this store, in use, or cannot be written.
@@ -133,12 +135,9 @@ impl DataDir {
         }
         let lock = take_lock(path)?;
         // Read again: the daemon that held the lock until now may have written it.
-        let host = match read_identity(path)? {
-            Some(identity) if identity.store == store => identity.host,
-            Some(identity) if accept_store => {
-                write_identity(path, &identity.host, store)?;
-                identity.host
-            }
+        let (host, settled) = match read_identity(path)? {
+            Some(identity) if identity.store == store => (identity.host, true),
+            Some(identity) if accept_store => (identity.host, false),
             Some(identity) => {
                 return Err(DataDirError::OtherStore {
                     path: path.to_owned(),
@@ -146,15 +145,23 @@ impl DataDir {
                     wanted: store.to_owned(),
                 });
             }
-            None => {
-                let host = *uuid::Uuid::new_v4().as_bytes();
-                write_identity(path, &host, store)?;
-                host
-            }
+            None => (*uuid::Uuid::new_v4().as_bytes(), false),
         };
-        make_dir(&path.join("volumes"))?;
-        make_dir(&path.join("cache"))?;
-        Ok(Self { path: path.to_owned(), host, _lock: lock })
+        Ok(Self { path: path.to_owned(), host, store: store.to_owned(), settled, _lock: lock })
+    }
+
+    /// Records whose directory this is and its store, and makes what stands in it. Until then nothing but the lock is
+    /// written, so that the next start may come with another store.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn settle(&mut self) -> Result<(), DataDirError> {
+        if !self.settled {
+            write_identity(&self.path, &self.host, &self.store)?;
+            self.settled = true;
+        }
+        make_dir(&self.path.join("volumes"))?;
+        make_dir(&self.path.join("cache"))
     }
 
     /// Identity of this directory, and so of this host as an owner of volumes.
@@ -291,7 +298,13 @@ mod tests {
     const STORE: &str = "dir:bucket";
 
     fn open(path: &Path) -> Result<DataDir, DataDirError> {
-        DataDir::open(path, STORE, false)
+        open_for(path, STORE, false)
+    }
+
+    fn open_for(path: &Path, store: &str, accept_store: bool) -> Result<DataDir, DataDirError> {
+        let mut data = DataDir::open(path, store, accept_store)?;
+        data.settle()?;
+        Ok(data)
     }
 
     #[test]
@@ -348,11 +361,20 @@ mod tests {
     fn another_store_is_refused_until_accepted() {
         let tmp = tempfile::tempdir().unwrap();
         let host = open(tmp.path()).unwrap().host();
-        let error = DataDir::open(tmp.path(), "s3://other", false).unwrap_err().to_string();
+        let error = open_for(tmp.path(), "s3://other", false).unwrap_err().to_string();
         assert!(error.contains(STORE) && error.contains("s3://other"), "{error}");
-        assert_eq!(DataDir::open(tmp.path(), "s3://other", true).unwrap().host(), host);
-        assert_eq!(DataDir::open(tmp.path(), "s3://other", false).unwrap().host(), host);
+        assert_eq!(open_for(tmp.path(), "s3://other", true).unwrap().host(), host);
+        assert_eq!(open_for(tmp.path(), "s3://other", false).unwrap().host(), host);
         assert!(matches!(open(tmp.path()).unwrap_err(), DataDirError::OtherStore { .. }));
+    }
+
+    #[test]
+    fn a_store_that_was_never_opened_is_not_remembered() {
+        let tmp = tempfile::tempdir().unwrap();
+        drop(DataDir::open(tmp.path(), "s3://misspelt", false).unwrap());
+        let host = open(tmp.path()).unwrap().host();
+        drop(DataDir::open(tmp.path(), "s3://misspelt", true).unwrap());
+        assert_eq!(open(tmp.path()).unwrap().host(), host);
     }
 
     #[test]

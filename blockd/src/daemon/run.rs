@@ -16,10 +16,14 @@ use super::volumes::{Daemon, away_pauses};
 use crate::admin::server::{metrics_router, router};
 use crate::cache::FrameCache;
 use crate::config::{Config, LogShape};
+use crate::explain::explain;
 use crate::export::nbd::server::{Exports, Listen, Server};
 use crate::manifest::ManifestError;
 use crate::reactor::{ReactorHandle, ReactorOptions};
 use crate::store::{CountedStore, StoreConfig, StoreError};
+
+/// How the identity of a store inside the data directory begins.
+const EMBEDDED: &str = "dir:<data>/";
 
 /// What is said to one start, not to every one.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,14 +44,22 @@ pub async fn run(mut config: Config, options: ServeOptions) -> anyhow::Result<()
     // Messages and clients in other working directories need the whole path.
     config.data =
         std::path::absolute(&config.data).context("cannot tell the working directory; give --data a whole path")?;
+    raise_file_limit();
     // Caught before anything is opened, so that no signal can come between.
     let mut signals = Signals::catch().context("cannot catch signals")?;
 
-    let data = DataDir::open(&config.data, &store_identity(&config), options.accept_store)?;
+    let identity = store_identity(&config);
+    let mut data = DataDir::open(&config.data, &identity, options.accept_store)?;
+    if identity.starts_with(EMBEDDED) {
+        // It is made inside the data directory, which must be known as ours by then.
+        data.settle()?;
+    }
     let store = tokio::select! {
         store = Box::pin(open_store(&store_config)) => store.with_context(|| format!("cannot open the store {}", store_config.url))?,
         signal = signals.next() => bail!("{signal} while the store {} was being opened", store_config.url),
     };
+    // Not before: a store that was misspelt should not be remembered.
+    data.settle()?;
     let frame_cache = open_frame_cache(&config, &data).await?;
     let reactors = (0..config.reactor_count())
         .map(|_| ReactorHandle::spawn(reactor_options(&config), tokio::runtime::Handle::current()))
@@ -75,6 +87,22 @@ pub async fn run(mut config: Config, options: ServeOptions) -> anyhow::Result<()
     served
 }
 
+/// Allows as many open files as the system lets this process have. The usual limit of 1024 is for programs that use
+/// select(2); strangers who only connect could use it up, and the log could not grow any more.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a valid struct.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
+        }
+    };
+    if !raised {
+        tracing::warn!("cannot raise the limit of open files: {}", io::Error::last_os_error());
+    }
+}
+
 /// Ends the process when any thread panics. A volume whose reactor or whose job is gone would hang for ever, while a
 /// restart recovers all of them from their logs.
 fn abort_on_panic() {
@@ -92,7 +120,7 @@ async fn open_store(config: &StoreConfig) -> anyhow::Result<Arc<CountedStore>> {
         error.chain().any(|cause| cause.downcast_ref::<StoreError>().is_some_and(StoreError::is_transient))
     };
     let again = |error: &anyhow::Error, pause| {
-        tracing::warn!("cannot reach the store {}: {error:#}; trying again in {pause:.0?}", config.url);
+        tracing::warn!("{}; trying again in {pause:.0?}", explain(error));
     };
     (|| Box::pin(crate::store::open(config))).retry(away_pauses()).when(transient).notify(again).await
 }
@@ -189,7 +217,7 @@ fn store_identity(config: &Config) -> String {
     let store = config.store_config();
     let inside = store.url.strip_prefix("dir:").and_then(|dir| Path::new(dir).strip_prefix(&config.data).ok());
     match (inside, store.endpoint) {
-        (Some(inside), _) => format!("dir:<data>/{}", inside.display()),
+        (Some(inside), _) => format!("{EMBEDDED}{}", inside.display()),
         (None, Some(endpoint)) => format!("{} at {endpoint}", store.url),
         (None, None) => store.url,
     }

@@ -18,6 +18,7 @@ use crate::admin::api::{CreateVolume, ResizeVolume, VolumeState, VolumeStatus};
 use crate::cache::FrameCache;
 use crate::chunk::Codec;
 use crate::config::{ByteSize, Config, check_chunk_size};
+use crate::explain::explain;
 use crate::export::nbd::server::Listen;
 use crate::manifest::{self, Durability, Manifest, ManifestError};
 use crate::reactor::{Device, DeviceKey, ReactorHandle};
@@ -334,7 +335,7 @@ impl Daemon {
                 Ok(())
             }
             Err(error) => {
-                let why = format!("cannot open volume {name:?}: {error:#}");
+                let why = format!("cannot open volume {name:?}: {}", explain(&error));
                 self.set_phase(&name, Phase::Failed(why.clone()));
                 let away = error.downcast_ref::<OpenError>().is_some_and(OpenError::is_transient);
                 let why = format!("{why}; `blockd volume open {name}` tries again");
@@ -393,7 +394,7 @@ impl Daemon {
         // The manifest first: a volume must not take writes at addresses that a crash would put out of its range.
         self.write_size(name, size)
             .await
-            .map_err(|error| VolumeError::Failed(format!("cannot resize volume {name:?}: {error:#}")))?;
+            .map_err(|error| VolumeError::Failed(format!("cannot resize volume {name:?}: {error}")))?;
         if with_volume(place, move |volume| volume.set_size(size)).await.is_none() {
             return Err(VolumeError::Conflict(format!(
                 "volume {name:?} was closed meanwhile; it has its new size when it is opened"
@@ -446,8 +447,10 @@ impl Daemon {
             place.reactor.close_device(place.key).await;
         }
         if let Err(error) = self.delete_closed(name).await {
-            let why =
-                format!("deleting volume {name:?} failed half way: {error:#}; `blockd volume delete {name}` goes on");
+            let why = format!(
+                "deleting volume {name:?} failed half way: {}; `blockd volume delete {name}` goes on",
+                explain(&error)
+            );
             self.set_phase(name, Phase::Failed(why.clone()));
             return Err(VolumeError::Failed(why));
         }

@@ -20,8 +20,8 @@ use crate::wal::writer::Payload;
 const PURGE_STEP: usize = 256;
 /// Most records in one chunk.
 const CHUNK_RECORDS_MAX: usize = 32_768;
-/// Chunks on their way at once when flushes wait for the bucket.
-const OBJECT_PUTS_MAX: usize = 16;
+/// Chunks on their way at once when flushes wait for the bucket; the most there may ever be.
+pub(super) const OBJECT_PUTS_MAX: usize = 16;
 /// Extents up to this many blocks stay in the block cache when they leave the dirty map; streams would only flush it.
 const CACHEABLE_BLOCKS: u64 = 16;
 
@@ -126,7 +126,8 @@ impl Volume {
 
     fn puts_max(&self) -> usize {
         match self.durability {
-            Durability::Local => self.tuning.puts_max,
+            // Recovery takes a chunk this far behind a missing one for a proof that the bucket lost that.
+            Durability::Local => self.tuning.puts_max.min(OBJECT_PUTS_MAX),
             Durability::Object => OBJECT_PUTS_MAX,
         }
     }

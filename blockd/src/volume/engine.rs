@@ -55,6 +55,8 @@ const LOG_DEPTH_MAX: usize = 16;
 const LOG_BATCH_BLOCKS: usize = 64;
 /// After this long without writes the durable horizon is recorded, so that recovery can tell rot from a torn tail.
 const HORIZON_IDLE_US: u64 = 1_000_000;
+/// Pause before another attempt to make a log segment for which there was no room.
+const SEGMENT_RETRY_US: u64 = 3_000_000;
 
 /// An acknowledgement that waits for the written horizon.
 pub(super) struct Ack {
@@ -98,6 +100,8 @@ pub struct Volume {
     /// Everything up to here has left the dirty map.
     pub(super) purged_lsn: Lsn,
     pub(super) creating_segment: bool,
+    /// Why the log does not grow to its size, and when that is tried again.
+    pub(super) no_segment: Option<(String, u64)>,
     pub(super) last_append_us: u64,
     pub(super) jobs: usize,
     pub(super) failed: Option<Arc<str>>,
@@ -263,6 +267,12 @@ impl Volume {
         if let Some(at) = self.destage_deadline() {
             earlier(at);
         }
+        if let Some((_, at)) = &self.no_segment
+            && self.state == State::Open
+            && !self.creating_segment
+        {
+            earlier(*at);
+        }
         if self.log.horizon_unrecorded() && self.state == State::Open {
             earlier(self.last_append_us + HORIZON_IDLE_US);
         }
@@ -290,7 +300,10 @@ impl Volume {
         if self.creating_segment || self.state != State::Open {
             return;
         }
-        if let Some(segment) = self.log.wants_segment() {
+        // Also when none is needed at the moment: so that it is seen when there is room again.
+        let again = self.no_segment.as_ref().is_some_and(|(_, at)| self.now_us >= *at);
+        let wanted = if again { self.log.lift_limit() } else { self.log.wants_segment() };
+        if let Some(segment) = wanted {
             self.creating_segment = true;
             self.spawn(self.backend.clone().create_segment(segment));
         }
@@ -368,11 +381,20 @@ impl Volume {
             Done::Segment { segment, result } => {
                 self.creating_segment = false;
                 match result {
-                    Ok(()) => self.log.segment_created(segment),
+                    Ok(()) => {
+                        self.log.segment_created(segment);
+                        if self.no_segment.take().is_some() {
+                            tracing::info!(volume = %self.name, "the log grows again");
+                        }
+                    }
                     Err(e) => {
-                        // Not fatal: the segments that exist are recycled as the bucket catches up.
-                        tracing::error!(volume = %self.name, "cannot extend the log: {e}");
+                        // Not fatal: the segments that exist are recycled as the bucket catches up. But it is tried
+                        // again, for when there is only one, it is never free.
+                        if self.no_segment.is_none() {
+                            tracing::error!(volume = %self.name, "cannot extend the log, will retry: {e}");
+                        }
                         self.log.limit_segments();
+                        self.no_segment = Some((e.to_string(), self.now_us + SEGMENT_RETRY_US));
                     }
                 }
             }
@@ -478,6 +500,7 @@ impl Volume {
             dirty_memory_bytes: self.log.memory() as u64,
             cache_memory_bytes: self.cache.bytes() as u64,
             store_trouble: self.backend.trouble.lock().expect("no code panics while it holds this lock").clone(),
+            log_trouble: self.no_segment.as_ref().map(|(why, _)| why.clone()),
             log_dead: self.log.dead().map(|r| r.to_string()).or_else(|| self.failed.as_ref().map(|r| r.to_string())),
             ..self.stats.clone()
         }

@@ -252,7 +252,12 @@ impl Backend {
                 })
                 .await;
             match outcome {
-                Ok(()) => return Done::Applied { seq, result: Ok(()) },
+                Ok(()) => {
+                    if pause.attempts > 0 {
+                        self.set_trouble(None);
+                    }
+                    return Done::Applied { seq, result: Ok(()) };
+                }
                 Err(e) if self.table.applied().seq >= seq => {
                     tracing::warn!("cannot persist the translation table: {e}");
                     return Done::Applied { seq, result: Ok(()) };

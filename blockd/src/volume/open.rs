@@ -48,6 +48,17 @@ pub enum OpenError {
         "{0} is missing from the bucket although this host stored it; restore the bucket before opening the volume"
     )]
     Missing(String),
+    /// The bucket lost a chunk.
+    #[error(
+        "{missing} is missing from the bucket, although {later}, stored after it, is there; restore it before opening the \
+         volume"
+    )]
+    Hole {
+        /// What is gone.
+        missing: String,
+        /// What proves that it was there.
+        later: String,
+    },
     /// The translation table.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -297,6 +308,7 @@ impl Volume {
             paced_until: None,
             purged_lsn: state.lsn,
             creating_segment: false,
+            no_segment: None,
             last_append_us: 0,
             jobs: 0,
             failed: None,

@@ -12,6 +12,7 @@ use crate::manifest::{self, EpochStart, Manifest, VolumeState};
 use crate::store::{ObjectStore, PutMode, StoreErrorKind};
 use crate::types::Lsn;
 
+use super::destage::OBJECT_PUTS_MAX;
 use super::open::OpenError;
 
 /// The contiguous state of a volume in the bucket.
@@ -93,6 +94,12 @@ async fn end_epoch(
             state = BucketState { seq: next.seq, lsn: index.last_lsn };
             continue;
         }
+        let later = chunk(next.seq + OBJECT_PUTS_MAX as u64);
+        // Chunks on their way are never this far apart, so one that was stored is gone; unless its owner still lives
+        // and has stored both since, hence the order.
+        if stands(store, later).await? && !stands(store, next).await? {
+            return Err(OpenError::Hole { missing: next.key(), later: later.key() });
+        }
         match store.put(&next.key(), encode_seal(next, now_ms), PutMode::Create).await {
             Ok(_) => return Ok(state),
             // A chunk or a seal came first; look again.
@@ -103,6 +110,15 @@ async fn end_epoch(
             }
             Err(e) => return Err(OpenError::Store(e)),
         }
+    }
+}
+
+/// Whether the object is there, whatever it holds.
+async fn stands(store: &dyn ObjectStore, name: ChunkName) -> Result<bool, OpenError> {
+    match store.head(&name.key()).await {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind == StoreErrorKind::NotFound => Ok(false),
+        Err(e) => Err(OpenError::Store(e)),
     }
 }
 

@@ -232,6 +232,9 @@ impl Volume {
                 self.edges_fetched(*merge, result.map(|f| f.data));
             }
             Waiter::Read { token, offset, len, mut holes } => {
+                if let Err(error) = &result {
+                    tracing::error!(volume = %self.name, offset, len, "read failed: {}", error.message);
+                }
                 let result = result.map_err(|e| IoError::Read(e.message)).map(|fetched| {
                     holes.extend(fetched.holes);
                     holes.sort_unstable();

@@ -55,6 +55,8 @@ pub struct VolumeStats {
     pub cache_memory_bytes: u64,
     /// Why destaging does not get on at the moment, if it does not.
     pub store_trouble: Option<String>,
+    /// Why the log does not grow to the size it may have, if it should.
+    pub log_trouble: Option<String>,
     /// Why the log is dead, if it is.
     pub log_dead: Option<String>,
 }

@@ -380,7 +380,11 @@ impl Volume {
                 let missing = merge.fetched.iter().map(|(lba, _)| (*lba, self.origin_of(*lba))).collect();
                 return self.fetch_edges(merge, missing, true);
             }
-            Err(error) => IoError::Read(error.message),
+            Err(error) => {
+                let (offset, message) = (merge.offset, &error.message);
+                tracing::error!(volume = %self.name, offset, "write to a part of a block failed: its rest cannot be read: {message}");
+                IoError::Read(error.message)
+            }
         };
         if let Some(token) = self.tickets.remove(&merge.ticket).and_then(|t| t.token) {
             self.complete(token, Err(error));

@@ -105,6 +105,19 @@ impl FileLog {
     }
 }
 
+/// Takes the space for a file, where the file system can do that.
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    let length = bytes.try_into().map_err(io::Error::other)?;
+    // SAFETY: fallocate takes no pointers, and the descriptor is open.
+    if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINTR)) => Ok(()),
+        error => Err(error),
+    }
+}
+
 impl LogDevice for FileLog {
     fn segment_bytes(&self) -> u64 {
         self.segment_bytes
@@ -127,6 +140,8 @@ impl LogDevice for FileLog {
                 // The probe open proves O_DIRECT before 64 MiB are written for nothing.
                 File::create(&tmp)?;
                 let mut file = Self::open_direct(&tmp)?;
+                // Where there is no room for all of it, others should not find the disk full while that is found out.
+                reserve(&file, self.segment_bytes)?;
                 let mut left = self.segment_bytes;
                 while left > 0 {
                     let n = left.min(zeroes.len() as u64);

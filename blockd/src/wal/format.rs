@@ -317,6 +317,14 @@ impl FrameHeader {
         out[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(&sum.to_le_bytes());
     }
 
+    /// Generation that a header starting in `first_block` claims, if it looks like one at all; verified by
+    /// [`FrameHeader::decode`].
+    pub fn claimed_generation(first_block: &[u8]) -> Option<u64> {
+        let (raw, _) = RawFrameHeader::ref_from_prefix(first_block).ok()?;
+        let generation = raw.generation.get();
+        (raw.magic == FRAME_MAGIC && (1..=COUNT_MAX).contains(&generation)).then_some(generation)
+    }
+
     /// Number of header blocks a header starting in `first_block` claims, if it looks like a frame of `generation`
     /// at `offset`; the claim is verified by [`FrameHeader::decode`].
     pub fn claimed_blocks(first_block: &[u8], generation: u64, offset: u64) -> Result<usize, FormatError> {

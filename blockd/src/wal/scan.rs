@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::RangeInclusive;
 
 use super::device::LogDevice;
 use super::format::{FormatError, FrameHeader, SegmentHeader, block_sum};
@@ -28,7 +29,7 @@ pub enum ScanError {
     Rot {
         /// Which file.
         segment: String,
-        /// Where the valid part ends.
+        /// Where the valid part ends; 0 if the header is the trouble.
         offset: u64,
         /// Proven durable.
         durable_lsn: Lsn,
@@ -37,15 +38,20 @@ pub enum ScanError {
         /// In the bucket.
         destaged_lsn: Lsn,
     },
-    /// The log starts after the bucket's state ends.
+    /// A segment does not continue what is before it, in the log or in the bucket.
     #[error(
-        "the log starts at write {first_lsn} but the bucket ends at write {destaged_lsn}: a log segment is missing or \
-         its header is unreadable, or the bucket was set back"
+        "log segment {segment} begins with write {first_lsn}, but what comes before it ends at write {last_lsn}: a log \
+         segment is missing or its header is unreadable, or the bucket was set back. Nothing was changed. Restore what \
+         is missing, or move the volume's log directory away to fall back to the bucket's state (write {destaged_lsn})"
     )]
     Gap {
-        /// First LSN of the log.
+        /// The first file behind the gap.
+        segment: String,
+        /// Its first LSN.
         first_lsn: Lsn,
-        /// Last LSN of the bucket.
+        /// Readable.
+        last_lsn: Lsn,
+        /// In the bucket.
         destaged_lsn: Lsn,
     },
     /// Two segments are said to be the same one.
@@ -62,7 +68,9 @@ pub enum ScanError {
         generation: u64,
     },
     /// A segment of another volume.
-    #[error("log segment {segment} belongs to volume {found}, not {expected}")]
+    #[error(
+        "log segment {segment} belongs to volume {found}, not {expected}; move it out of this volume's log directory"
+    )]
     Foreign {
         /// Which file.
         segment: String,
@@ -114,11 +122,11 @@ pub struct Recovered {
     pub free: Vec<u32>,
     /// Last LSN of the state: the log's, or the bucket's if that is newer.
     pub last_lsn: Lsn,
-    /// Highest generation seen anywhere.
+    /// Highest generation of any segment.
     pub generation: u64,
     /// Epoch of the newest valid frame or segment; 0 for an empty log.
     pub epoch: u64,
-    /// Bytes of frames that never became durable and were dropped (a torn tail): where it starts.
+    /// Where frames were dropped that never became durable (a torn tail).
     pub torn: Option<(u32, u64)>,
 }
 
@@ -130,10 +138,44 @@ struct Segment {
     settled: bool,
 }
 
+/// A segment without a header that counts. It is unused as far as anybody can tell, unless its frames say otherwise.
+struct Headless {
+    number: u32,
+    /// Highest generation of its frames, 0 without any, and the LSNs of that generation.
+    generation: u64,
+    lsns: RangeInclusive<Lsn>,
+    /// Highest durable horizon of its frames.
+    durable_lsn: Lsn,
+}
+
+/// Where the valid prefix ends.
+struct End {
+    segment: String,
+    offset: u64,
+    last_lsn: Lsn,
+    destaged_lsn: Lsn,
+    /// The segment that should continue it but begins later, and its first LSN.
+    behind: Option<(String, Lsn)>,
+}
+
+impl End {
+    /// Refuses to drop what comes behind, if it was durable.
+    fn check(&self, durable_lsn: Lsn) -> Result<(), ScanError> {
+        let &Self { offset, last_lsn, destaged_lsn, .. } = self;
+        if durable_lsn <= last_lsn.max(destaged_lsn) {
+            return Ok(());
+        }
+        if let Some((segment, first_lsn)) = self.behind.clone() {
+            return Err(ScanError::Gap { segment, first_lsn, last_lsn, destaged_lsn });
+        }
+        Err(ScanError::Rot { segment: self.segment.clone(), offset, durable_lsn, last_lsn, destaged_lsn })
+    }
+}
+
 /// Reads the log of `volume` and returns what must be replayed over a bucket state that ends at `destaged`.
 pub fn scan(device: &dyn LogDevice, volume: VolumeId, destaged: Lsn) -> Result<Recovered, ScanError> {
     let mut by_generation = BTreeMap::new();
-    let mut free = Vec::new();
+    let mut headless = Vec::new();
     for number in device.segments() {
         match read_header(device, volume, number)? {
             Some(header) => {
@@ -143,9 +185,43 @@ pub fn scan(device: &dyn LogDevice, volume: VolumeId, destaged: Lsn) -> Result<R
                     return Err(ScanError::Twice { segment, other, generation });
                 }
             }
-            None => free.push((0, number)),
+            None => headless.push(read_headless(device, number)?),
         }
     }
+    // A segment whose header is damaged is as good as missing. The error should name it, not what is around it.
+    let lost = |lsn: Lsn, last_lsn: Lsn, durable_lsn: Lsn| {
+        let found = headless.iter().find(|h| h.lsns.contains(&lsn))?;
+        let segment = device.describe(found.number);
+        Some(ScanError::Rot { segment, offset: 0, durable_lsn, last_lsn, destaged_lsn: destaged })
+    };
+    let mut out = scan_chain(device, by_generation, destaged).map_err(|error| {
+        let better = match error {
+            ScanError::Rot { last_lsn, durable_lsn, .. } => lost(last_lsn.max(destaged) + 1, last_lsn, durable_lsn),
+            ScanError::Gap { last_lsn, first_lsn, .. } => {
+                let before = first_lsn - 1;
+                lost(last_lsn + 1, last_lsn, before).or_else(|| lost(before, last_lsn, before))
+            }
+            _ => None,
+        };
+        better.unwrap_or(error)
+    })?;
+    if let Some(Headless { number, durable_lsn, .. }) = headless.iter().max_by_key(|h| h.durable_lsn)
+        && *durable_lsn > out.last_lsn
+    {
+        let (segment, durable_lsn, last_lsn) = (device.describe(*number), *durable_lsn, out.last_lsn);
+        let error = ScanError::Rot { segment, offset: 0, durable_lsn, last_lsn, destaged_lsn: destaged };
+        return Err(lost(last_lsn + 1, last_lsn, durable_lsn).unwrap_or(error));
+    }
+    out.free.splice(0..0, headless.iter().map(|h| h.number));
+    Ok(out)
+}
+
+fn scan_chain(
+    device: &dyn LogDevice,
+    mut by_generation: BTreeMap<u64, (u32, SegmentHeader)>,
+    destaged: Lsn,
+) -> Result<Recovered, ScanError> {
+    let mut free = Vec::new();
     let generation = by_generation.last_key_value().map_or(0, |(generation, _)| *generation);
     let mut chain = chain(&mut by_generation, destaged);
     let mut out = Recovered { last_lsn: destaged, generation, ..Recovered::default() };
@@ -153,11 +229,17 @@ pub fn scan(device: &dyn LogDevice, volume: VolumeId, destaged: Lsn) -> Result<R
         && first.header.first_lsn > destaged + 1
     {
         // The segment in between is gone. That is nothing if it never became durable.
-        let first_lsn = first.header.first_lsn;
+        let end = End {
+            segment: String::new(),
+            offset: 0,
+            last_lsn: destaged,
+            destaged_lsn: destaged,
+            behind: Some((device.describe(first.number), first.header.first_lsn)),
+        };
         let all = chain.iter().map(|s| (s.number, &s.header)).chain(by_generation.values().map(|(n, h)| (*n, h)));
         for (number, header) in all {
-            if header.anchor >= first.header.anchor && proof_in(device, number, header, BLOCK_SIZE)? > destaged {
-                return Err(ScanError::Gap { first_lsn, destaged_lsn: destaged });
+            if header.anchor >= first.header.anchor {
+                end.check(proof_in(device, number, header, BLOCK_SIZE)?.durable_lsn)?;
             }
         }
         by_generation.extend(chain.drain(..).map(|s| (s.header.generation, (s.number, s.header))));
@@ -166,12 +248,11 @@ pub fn scan(device: &dyn LogDevice, volume: VolumeId, destaged: Lsn) -> Result<R
     let strays: Vec<_> = by_generation.into_values().collect();
 
     let mut reached: Option<Lsn> = None;
-    let mut stopped: Option<(String, u64, Lsn)> = None;
-    for segment in &chain {
-        if let Some((name, offset, last)) = &stopped {
+    let mut stopped: Option<End> = None;
+    for (i, segment) in chain.iter().enumerate() {
+        if let Some(end) = &stopped {
             // Past the end of the valid prefix: only look for proof that something is missing.
-            let proof = proof_in(device, segment.number, &segment.header, BLOCK_SIZE)?;
-            check_proof(proof, name, *offset, *last, destaged)?;
+            end.check(proof_in(device, segment.number, &segment.header, BLOCK_SIZE)?.durable_lsn)?;
             free.push((segment.header.generation, segment.number));
             continue;
         }
@@ -187,22 +268,27 @@ pub fn scan(device: &dyn LogDevice, volume: VolumeId, destaged: Lsn) -> Result<R
             known_end = segment.end,
             "log segment read"
         );
-        let complete = segment.end.is_some_and(|end| end == parsed.end);
+        // Without its last frames a segment is still complete when they had no records, which the next one shows.
+        let complete = segment.end.is_some_and(|end| end == parsed.end)
+            || segment.end.is_some() && chain.get(i + 1).is_some_and(|next| next.header.first_lsn == last + 1);
         if !complete {
-            let name = device.describe(segment.number);
+            let end = End {
+                segment: device.describe(segment.number),
+                offset: parsed.end,
+                last_lsn: last,
+                destaged_lsn: destaged,
+                behind: (segment.header.first_lsn > expected)
+                    .then(|| (device.describe(segment.number), segment.header.first_lsn)),
+            };
             if segment.settled {
-                let durable_lsn = chain.iter().map(|s| s.header.durable_lsn).max().unwrap_or(0).max(last + 1);
-                check_proof(durable_lsn, &name, parsed.end, last, destaged)?;
+                end.check(chain.iter().map(|s| s.header.durable_lsn).max().unwrap_or(0).max(last + 1))?;
             }
-            check_proof(
-                proof_in(device, segment.number, &segment.header, parsed.end)?,
-                &name,
-                parsed.end,
-                last,
-                destaged,
-            )?;
-            stopped = Some((name, parsed.end, last));
-            out.torn = parsed.torn.then_some((segment.number, parsed.end));
+            let proof = proof_in(device, segment.number, &segment.header, parsed.end)?;
+            end.check(proof.durable_lsn)?;
+            // Something was begun here if it looks so, if frames stand behind, or if the next segment says so.
+            let torn = parsed.torn || proof.frames > 0 || segment.end.is_some();
+            out.torn = torn.then_some((segment.number, parsed.end));
+            stopped = Some(end);
         }
         reached = Some(last);
         if segment.header.epoch > out.epoch {
@@ -219,13 +305,17 @@ pub fn scan(device: &dyn LogDevice, volume: VolumeId, destaged: Lsn) -> Result<R
             out.frames.extend(parsed.frames);
         }
     }
+    let newest = chain.iter().map(|s| s.header.anchor).max().unwrap_or(0);
     for (number, header) in strays {
-        if let Some((name, offset, last)) = &stopped {
-            let newest = chain.iter().map(|s| s.header.anchor).max().unwrap_or(0);
-            if header.anchor == newest && header.generation > newest {
-                let proof = header.durable_lsn.max(proof_in(device, number, &header, BLOCK_SIZE)?);
-                check_proof(proof, name, *offset, *last, destaged)?;
+        if let Some(end) = &mut stopped
+            && header.anchor == newest
+            && header.generation > newest
+        {
+            // Unless a frame was begun where the prefix ends, what is missing is a whole segment.
+            if out.torn.is_none() && end.behind.is_none() && header.first_lsn > end.last_lsn + 1 {
+                end.behind = Some((device.describe(number), header.first_lsn));
             }
+            end.check(proof_in(device, number, &header, BLOCK_SIZE)?.durable_lsn)?;
         }
         free.push((header.generation, number));
     }
@@ -295,7 +385,7 @@ struct Parsed {
     end: u64,
     /// Last LSN of the valid part.
     last_lsn: Lsn,
-    /// Something that is not a frame stands at `end`.
+    /// A frame was begun at `end`, but is not whole.
     torn: bool,
 }
 
@@ -310,22 +400,20 @@ fn parse(device: &dyn LogDevice, segment: &Segment, expected: Lsn, destaged: Lsn
     let limit = segment.end.map_or(bytes.len(), |end| (end as usize).min(bytes.len()));
     while at < limit {
         let Some(header) = decode_at(device, segment.number, &bytes, segment.header.generation, at)? else { break };
-        let payload = at + header.header_blocks() * BLOCK;
-        let end = payload + header.sums.len() * BLOCK;
-        let intact = header.first_lsn == next_lsn
-            && header.epoch == segment.header.epoch
-            && end <= bytes.len()
-            && bytes[payload..end].chunks_exact(BLOCK).zip(&header.sums).all(|(block, &sum)| block_sum(block) == sum);
-        if !intact {
+        if header.first_lsn != next_lsn || header.epoch != segment.header.epoch {
             break;
         }
+        let Some(end) = intact_end(&bytes, at, &header) else { break };
+        let payload = at + header.header_blocks() * BLOCK;
         next_lsn = header.last_lsn() + 1;
         at = end;
         if header.last_lsn() > destaged {
             frames.push(RecoveredFrame { segment: segment.number, payload_offset: payload as u64, header });
         }
     }
-    let torn = bytes.get(at..at + BLOCK).is_some_and(|b| b[..4] == super::format::FRAME_MAGIC);
+    // Frames of an earlier use of the segment are nothing that was begun.
+    let begun = |block| FrameHeader::claimed_blocks(block, segment.header.generation, at as u64).is_ok();
+    let torn = bytes.get(at..at + BLOCK).is_some_and(begun);
     Ok(Parsed { frames, end: at as u64, last_lsn: next_lsn - 1, torn })
 }
 
@@ -351,27 +439,67 @@ fn decode_at(
     }
 }
 
-/// The highest durable horizon that the segment's header or any of its frames at or after `from` speaks of.
-fn proof_in(device: &dyn LogDevice, number: u32, header: &SegmentHeader, from: u64) -> Result<Lsn, ScanError> {
-    let bytes = read_segment(device, number)?;
-    let mut proof = header.durable_lsn;
-    for at in (from as usize..bytes.len()).step_by(BLOCK) {
-        if let Some(frame) = decode_at(device, number, &bytes, header.generation, at)? {
-            proof = proof.max(frame.durable_lsn);
+/// What the frames behind the end of a valid prefix say.
+struct Proof {
+    /// The highest durable horizon that the segment's header or any of the frames speaks of.
+    durable_lsn: Lsn,
+    frames: usize,
+}
+
+/// Looks at the header of a segment and all its frames at or after `from`.
+fn proof_in(device: &dyn LogDevice, number: u32, header: &SegmentHeader, from: u64) -> Result<Proof, ScanError> {
+    let mut proof = Proof { durable_lsn: header.durable_lsn, frames: 0 };
+    for_each_frame(device, number, from as usize, Some(header.generation), |frame| {
+        if frame.epoch == header.epoch {
+            proof.durable_lsn = proof.durable_lsn.max(frame.durable_lsn);
+            proof.frames += 1;
         }
-    }
+    })?;
     Ok(proof)
 }
 
-fn check_proof(durable: Lsn, segment: &str, offset: u64, last: Lsn, destaged: Lsn) -> Result<(), ScanError> {
-    if durable > last.max(destaged) {
-        return Err(ScanError::Rot {
-            segment: segment.to_owned(),
-            offset,
-            durable_lsn: durable,
-            last_lsn: last,
-            destaged_lsn: destaged,
-        });
+fn read_headless(device: &dyn LogDevice, number: u32) -> Result<Headless, ScanError> {
+    #[expect(clippy::reversed_empty_ranges, reason = "contains nothing")]
+    let mut found = Headless { number, generation: 0, lsns: 1..=0, durable_lsn: 0 };
+    for_each_frame(device, number, BLOCK, None, |frame| {
+        found.durable_lsn = found.durable_lsn.max(frame.durable_lsn);
+        if frame.generation > found.generation {
+            found.generation = frame.generation;
+            found.lsns = frame.first_lsn..=frame.last_lsn();
+        } else if frame.generation == found.generation {
+            found.lsns = *found.lsns.start()..=frame.last_lsn();
+        }
+    })?;
+    Ok(found)
+}
+
+/// Visits every frame header of `generation`, or of any, in a segment from the block at `from` on. The payload of an
+/// intact frame is passed over: a guest may have written blocks there that look like headers.
+fn for_each_frame(
+    device: &dyn LogDevice,
+    number: u32,
+    from: usize,
+    generation: Option<u64>,
+    mut visit: impl FnMut(&FrameHeader),
+) -> Result<(), ScanError> {
+    let bytes = read_segment(device, number)?;
+    let mut at = from;
+    while let Some(block) = bytes.get(at..at + BLOCK) {
+        at += BLOCK;
+        let Some(generation) = generation.or_else(|| FrameHeader::claimed_generation(block)) else { continue };
+        let Some(frame) = decode_at(device, number, &bytes, generation, at - BLOCK)? else { continue };
+        visit(&frame);
+        if let Some(end) = intact_end(&bytes, at - BLOCK, &frame) {
+            at = end;
+        }
     }
     Ok(())
+}
+
+/// Where a frame that starts at `at` ends, if all its payload is there.
+fn intact_end(bytes: &[u8], at: usize, header: &FrameHeader) -> Option<usize> {
+    let start = at + header.header_blocks() * BLOCK;
+    let end = start + header.sums.len() * BLOCK;
+    let payload = bytes.get(start..end)?;
+    payload.chunks_exact(BLOCK).zip(&header.sums).all(|(block, &sum)| block_sum(block) == sum).then_some(end)
 }

@@ -186,6 +186,8 @@ pub struct LogWriter {
     used: VecDeque<UsedSegment>,
     free: VecDeque<u32>,
     segments: u32,
+    /// Segments there may be at present.
+    limit: u32,
     arena: Option<ArenaWriter>,
     open: Open,
     /// Sealed frames that are not yet destaged, oldest first.
@@ -274,6 +276,7 @@ impl LogWriter {
             used,
             free: recovered.free.into(),
             segments,
+            limit: options.segments_max,
             arena: None,
             open: Open::default(),
             frames,
@@ -359,7 +362,7 @@ impl LogWriter {
     /// Bytes of log in use and the most that may be.
     pub fn usage(&self) -> (u64, u64) {
         let full = (self.used.len() as u64).saturating_sub(1) * self.options.segment_bytes;
-        (full + self.offset, u64::from(self.options.segments_max) * self.options.segment_bytes)
+        (full + self.offset, u64::from(self.limit) * self.options.segment_bytes)
     }
 
     /// Most payload blocks a frame of this log takes.
@@ -384,7 +387,7 @@ impl LogWriter {
 
     /// The number of a segment that should be created soon, if the limit allows one.
     pub fn wants_segment(&self) -> Option<u32> {
-        (self.free.is_empty() && self.segments < self.options.segments_max).then_some(self.segments)
+        (self.free.is_empty() && self.segments < self.limit).then_some(self.segments)
     }
 
     /// A segment asked for by [`LogWriter::wants_segment`] exists now.
@@ -395,7 +398,14 @@ impl LogWriter {
 
     /// Asks for no more segments than exist, because the device has no room for more.
     pub fn limit_segments(&mut self) {
-        self.options.segments_max = self.segments;
+        self.limit = self.segments;
+    }
+
+    /// Undoes [`LogWriter::limit_segments`]. Returns the number of the segment that showed the limit, if one did.
+    pub fn lift_limit(&mut self) -> Option<u32> {
+        let limited = self.limit < self.options.segments_max;
+        self.limit = self.options.segments_max;
+        limited.then_some(self.segments)
     }
 
     /// Adds a data record whose bytes are copied. The caller has checked [`LogWriter::fits`].

@@ -1,10 +1,12 @@
-//! Helpers shared by the store tests: a conformance suite for any store, and a proxy that makes trouble.
+//! Helpers shared by the tests: a conformance suite for any store, a proxy that makes trouble, and the real daemon.
 
 // Each test binary uses a part of this.
 #![allow(dead_code)]
 
 pub mod conformance;
+pub mod daemon;
 pub mod proxy;
+pub mod shadow;
 
 use bytes::Bytes;
 

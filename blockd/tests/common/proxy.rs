@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -41,9 +43,26 @@ pub enum Outage {
     Hanging,
 }
 
+/// Troubles a store must live with every day, for [`Proxy::sprinkle`].
+const EVERYDAY: [Trouble; 6] = [
+    Trouble::DropRequest,
+    Trouble::LoseResponse,
+    Trouble::CutResponse,
+    Trouble::SlowDown,
+    Trouble::ServerError,
+    Trouble::HideBehind500,
+];
+
+/// Requests that get into trouble by chance.
+struct Sprinkle {
+    rng: SmallRng,
+    chance: f64,
+}
+
 struct Plan {
     upstream: SocketAddr,
     script: VecDeque<(&'static str, &'static str, Trouble)>,
+    sprinkle: Option<Sprinkle>,
     outage: Outage,
     delay: Duration,
     /// Request lines seen, with what became of each.
@@ -65,6 +84,7 @@ impl Proxy {
         let plan = Arc::new(Mutex::new(Plan {
             upstream,
             script: VecDeque::new(),
+            sprinkle: None,
             outage: Outage::None,
             delay: Duration::ZERO,
             seen: Vec::new(),
@@ -89,6 +109,18 @@ impl Proxy {
         plan.script.push_back((method, part, trouble));
     }
 
+    /// From now on gives requests that no [`Proxy::next`] is waiting for one of [`EVERYDAY`] with this chance. Which
+    /// trouble comes when is decided by `seed`; which request it meets also by their order.
+    pub fn sprinkle(&self, seed: u64, chance: f64) {
+        self.plan.lock().unwrap().sprinkle = Some(Sprinkle { rng: SmallRng::seed_from_u64(seed), chance });
+    }
+
+    /// Requests that began with `start` and got into some trouble since the last call of [`Proxy::forget`].
+    pub fn troubled(&self, start: &str) -> usize {
+        let plan = self.plan.lock().unwrap();
+        plan.seen.iter().filter(|(line, trouble)| line.starts_with(start) && trouble.is_some()).count()
+    }
+
     pub fn set_outage(&self, outage: Outage) {
         self.plan.lock().unwrap().outage = outage;
     }
@@ -108,6 +140,12 @@ impl Proxy {
         let mut plan = self.plan.lock().unwrap();
         assert!(plan.script.is_empty(), "no request met {:?}; seen: {:?}", plan.script, plan.seen);
         plan.seen.clear();
+    }
+}
+
+impl Sprinkle {
+    fn next(&mut self) -> Option<Trouble> {
+        self.rng.random_bool(self.chance).then(|| EVERYDAY[self.rng.random_range(0..EVERYDAY.len())])
     }
 }
 
@@ -140,6 +178,7 @@ async fn serve(mut client: TcpStream, plan: &Mutex<Plan>) -> io::Result<()> {
         let line = &request.line;
         let at = plan.script.iter().position(|(m, part, _)| line.starts_with(m) && line.contains(part));
         let trouble = at.and_then(|at| plan.script.remove(at)).map(|(_, _, trouble)| trouble);
+        let trouble = trouble.or_else(|| plan.sprinkle.as_mut().and_then(Sprinkle::next));
         plan.seen.push((request.line.clone(), trouble));
         (trouble, plan.delay, plan.upstream)
     };

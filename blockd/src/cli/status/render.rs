@@ -88,6 +88,9 @@ fn troubles(volume: &VolumeStatus) -> Vec<String> {
                 "{name}: the log device failed, nothing is acknowledged any more: {why}; restart blockd on a good disk"
             )
         }));
+        troubles.extend(stats.log_trouble.iter().map(|why| {
+            format!("{name}: the log cannot grow: {why}; it goes on with what it has, and writers may have to wait")
+        }));
         troubles.extend(stats.store_trouble.iter().map(|why| format!("{name}: destaging does not get on: {why}")));
     }
     troubles

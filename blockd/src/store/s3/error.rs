@@ -4,7 +4,7 @@ use std::error::Error;
 
 use anyhow::anyhow;
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use super::super::{StoreError, StoreErrorKind};
 
@@ -20,20 +20,25 @@ where
         } else {
             ""
         };
-        return StoreError::new(kind, op, key, anyhow!("{hint}{}", DisplayErrorContext(&error)));
+        return StoreError::new(kind, op, key, anyhow!("{hint}{}", in_words(&error)));
     };
     let status = service.raw().status().as_u16();
     let code = service.err().code().unwrap_or_default();
     let message = match service.err().message() {
         Some(message) => message.to_owned(),
         // No error as the protocol has it; what the SDK made of it is all there is.
-        None if code.is_empty() => DisplayErrorContext(service.err()).to_string(),
+        None if code.is_empty() => in_words(service.err()),
         None => String::new(),
     };
     let id = service.raw().headers().get("x-amz-request-id").unwrap_or("none");
     let (kind, hint) = kind_of_answer(status, code);
     let gap = if hint.is_empty() { "" } else { "; " };
     StoreError::new(kind, op, key, anyhow!("HTTP {status} {code} {message} (request {id}){gap}{hint}"))
+}
+
+/// The error and its causes, without the insides of the SDK.
+fn in_words(error: &(dyn Error + 'static)) -> String {
+    anyhow::Chain::new(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The request got no answer of the store's.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 
-use super::super::{ObjectStore, PutMode, Result, StoreErrorKind};
+use super::super::{ObjectStore, PutMode, Result, StoreError, StoreErrorKind};
 use super::S3Store;
 use super::put::new_mark;
 
@@ -17,6 +17,15 @@ impl S3Store {
     pub async fn verify_conditional_writes(&self) -> anyhow::Result<()> {
         let key = format!("blockd-probe-{}", new_mark());
         let result = self.probe(&key).await;
+        if let Err(error) = &result
+            && error.downcast_ref::<StoreError>().is_some_and(StoreError::is_transient)
+        {
+            // Patience has run out already. Should the probe stand there all the same, one request may remove it.
+            let _ = self.delete_once(&key).await;
+            return result.with_context(|| {
+                format!("the store {} does not answer; see that it runs and that its address is right", self.describe())
+            });
+        }
         let removed = self.delete_batch(std::slice::from_ref(&key)).await;
         result.with_context(|| format!("cannot use the store {}", self.describe()))?;
         removed.with_context(|| {
