@@ -117,10 +117,10 @@ mod tests {
         let text = "log-size = \"1GiB\"\nblock-cache = 33554432\ns3-path-style = true\nnbd-tcp = [\"none\"]";
         let config = merge(&["--log-size", "2GiB", "--s3-path-style=false"], text).unwrap();
         assert_eq!(config.log_size, ByteSize::gib(2));
-        assert_eq!(config.block_cache, ByteSize::mib(32));
+        assert_eq!(config.block_cache, Some(ByteSize::mib(32)));
         assert_eq!(config.s3_path_style, Some(false));
         assert!(config.nbd_tcp_addrs().is_empty());
-        assert_eq!(config.dirty_memory, ByteSize::mib(256));
+        assert_eq!(config.chunk_size, ByteSize::mib(16));
     }
 
     #[test]

@@ -104,12 +104,15 @@ pub struct Config {
     pub chunk_size: ByteSize,
 
     /// Memory for writes that are not in the bucket yet, all volumes together; beyond it they are read from the log
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = "Memory and caches")]
-    pub dirty_memory: ByteSize,
+    /// [default: a 16th of the memory]
+    #[arg(long, value_name = "SIZE", help_heading = "Memory and caches")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dirty_memory: Option<ByteSize>,
 
-    /// Memory for recently read blocks, all volumes together
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = "Memory and caches")]
-    pub block_cache: ByteSize,
+    /// Memory for recently read blocks, all volumes together [default: an 8th of the memory]
+    #[arg(long, value_name = "SIZE", help_heading = "Memory and caches")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_cache: Option<ByteSize>,
 
     /// Memory for the translation tables, all volumes together
     #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = "Memory and caches")]
@@ -186,6 +189,16 @@ impl Config {
         self.read_cache.unwrap_or(default)
     }
 
+    /// Memory for writes that are not in the bucket yet.
+    pub fn dirty_memory_size(&self) -> ByteSize {
+        self.dirty_memory.unwrap_or_else(|| memory_share(16, ByteSize::gib(4)))
+    }
+
+    /// Memory for recently read blocks.
+    pub fn block_cache_size(&self) -> ByteSize {
+        self.block_cache.unwrap_or_else(|| memory_share(8, ByteSize::gib(16)))
+    }
+
     /// Number of reactor threads.
     pub fn reactor_count(&self) -> usize {
         self.reactors.map_or_else(|| (processors() / 2).max(1), usize::from)
@@ -203,6 +216,8 @@ impl Config {
             store: Some(self.store_url()),
             nbd_unix: Some(self.nbd_unix_path().map_or(Listen::None, Listen::On)),
             admin: Some(self.admin_path()),
+            dirty_memory: Some(self.dirty_memory_size()),
+            block_cache: Some(self.block_cache_size()),
             read_cache: Some(self.read_cache_size()),
             reactors: Some(count(self.reactor_count())),
             workers: Some(count(self.worker_count())),
@@ -230,8 +245,10 @@ impl Config {
             ));
         }
         check_chunk_size(self.chunk_size)?;
-        if self.dirty_memory < ByteSize::mib(1) {
-            return Err(format!("dirty-memory is {}; it must be at least 1MiB", self.dirty_memory));
+        if let Some(size) = self.dirty_memory
+            && size < ByteSize::mib(1)
+        {
+            return Err(format!("dirty-memory is {size}; it must be at least 1MiB"));
         }
         if self.destage_age.0.is_zero() {
             return Err("destage-age must be longer than 0s".into());
@@ -265,6 +282,17 @@ pub fn admin_path(data: &Path, given: Option<&Path>) -> PathBuf {
 
 fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// One `part`th of the memory this process may use, from 64 MiB to `most`, in whole MiB.
+fn memory_share(part: u64, most: ByteSize) -> ByteSize {
+    let limit = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    // SAFETY: plain queries without pointers.
+    let (pages, page) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    let machine = u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(page).unwrap_or(0));
+    // In a container the machine's memory is not ours.
+    let ours = limit("/sys/fs/cgroup/memory.max").map_or(machine, |limit| limit.min(machine));
+    ByteSize::mib(ours / part >> 20).clamp(ByteSize::mib(64), most)
 }
 
 /// A place to listen, or the word `none`.

@@ -55,9 +55,9 @@ impl Daemon {
         let memory = MemoryStatus {
             resident_bytes: resident_bytes(),
             dirty_bytes: sum(|stats| stats.dirty_memory_bytes),
-            dirty_limit_bytes: self.config.dirty_memory.0,
+            dirty_limit_bytes: self.config.dirty_memory_size().0,
             cache_bytes: sum(|stats| stats.cache_memory_bytes),
-            cache_limit_bytes: self.config.block_cache.0,
+            cache_limit_bytes: self.config.block_cache_size().0,
         };
         Status { store: self.store.counters(), memory, volumes, daemon }
     }

@@ -509,8 +509,8 @@ impl Daemon {
     fn shares(&self, count: usize) -> (usize, usize, usize) {
         let count = count.max(1);
         (
-            (self.config.dirty_memory.as_usize() / count).max(MIN_DIRTY_SHARE),
-            self.config.block_cache.as_usize() / count,
+            (self.config.dirty_memory_size().as_usize() / count).max(MIN_DIRTY_SHARE),
+            self.config.block_cache_size().as_usize() / count,
             self.config.table_memory.as_usize() / count,
         )
     }

@@ -81,6 +81,9 @@ impl std::convert::From<ReadError> for FetchError {
     }
 }
 
+/// Nice value of threads that build chunks.
+const DESTAGE_NICE: libc::c_int = 10;
+
 /// Whether heavy work may leave the calling thread. A simulation keeps it there, to stay deterministic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blocking {
@@ -99,6 +102,28 @@ impl Blocking {
                 Err(e) => std::panic::resume_unwind(e.into_panic()),
             },
         }
+    }
+
+    /// As [`Blocking::run`], but what clients wait for goes first: a thread of lower priority, for work of milliseconds.
+    /// Fails when there can be no more threads.
+    async fn run_behind<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        let (answer, result) = tokio::sync::oneshot::channel();
+        let work = move || {
+            // Whoever asked may be gone.
+            let _ = answer.send(work());
+        };
+        match self {
+            Blocking::Inline => work(),
+            Blocking::Threads => {
+                let thread = std::thread::Builder::new().name("destage".to_owned());
+                thread.spawn(move || {
+                    // SAFETY: no pointers; a thread may always lower its own priority. 0 stands for the caller.
+                    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, DESTAGE_NICE) };
+                    work();
+                })?;
+            }
+        }
+        Ok(result.await.expect("a panic ends the process"))
     }
 }
 
@@ -184,7 +209,8 @@ impl Backend {
         let input = Arc::new(input);
         let chunk = loop {
             let (device, input) = (device.clone(), input.clone());
-            match self.blocking.run(move || build(&input, device.as_ref())).await {
+            let built = self.blocking.run_behind(move || build(&input, device.as_ref())).await;
+            match built.map_err(|e| format!("no thread for it: {e}")).flatten() {
                 Ok(chunk) => break chunk,
                 Err(message) => {
                     tracing::error!(chunk = %name.key(), "cannot build chunk: {message}");

@@ -99,9 +99,11 @@ impl Volume {
         let mut holes = Vec::new();
         let mut missing = Vec::new();
         let mut pins = Vec::new();
-        let mut data = Vec::with_capacity(blocks as usize * BLOCK);
+        // Whole blocks are collected where they will be sent from; they move only if some have to be fetched.
+        let data = &mut *out;
+        data.reserve(blocks as usize * BLOCK);
         for piece in self.dirty.pieces(lba, blocks) {
-            let at = data.len() / BLOCK;
+            let at = (data.len() - start) / BLOCK;
             match piece.found {
                 Some((_, Source::Log { frame, block })) => match self.log.payload(frame, block, piece.blocks as u32) {
                     Payload::Memory(slices) => slices.iter().for_each(|s| data.extend_from_slice(s)),
@@ -121,7 +123,7 @@ impl Volume {
                             data.extend_from_slice(block);
                             continue;
                         }
-                        let at = data.len() / BLOCK;
+                        let at = (data.len() - start) / BLOCK;
                         data.resize(data.len() + BLOCK, 0);
                         match missing.last_mut() {
                             Some(Missing { at: from, blocks, from: From::Table(_) }) if *from + *blocks == at => {
@@ -138,9 +140,11 @@ impl Volume {
         self.stats.memory_misses += absent as u64;
         if missing.is_empty() {
             let skip = within_block(offset);
-            out.extend_from_slice(&data[skip..skip + len as usize]);
+            out.drain(start..start + skip);
+            out.truncate(start + len as usize);
             return ReadNow::Ready { holes: byte_holes(&holes, skip, out.len() - start) };
         }
+        let data = out.split_off(start);
         if wait && self.join_prefetch(token, offset, len, &missing) {
             return ReadNow::Pending;
         }

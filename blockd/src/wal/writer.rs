@@ -19,6 +19,8 @@ use crate::buf::{AlignedBuf, ArenaWriter, Slice};
 use crate::types::{BLOCK, BLOCK_SIZE, Lba, Lsn, VolumeId};
 use crate::volume::{LogIo, LogOp};
 
+/// Free segments kept ready, as long as the limit allows.
+const SEGMENTS_AHEAD: usize = 2;
 /// Memory is taken from the allocator in pieces of this size.
 const ARENA_BYTES: usize = 1 << 20;
 
@@ -385,9 +387,10 @@ impl LogWriter {
         self.offset + blocks as u64 * BLOCK_SIZE <= self.options.segment_bytes
     }
 
-    /// The number of a segment that should be created soon, if the limit allows one.
+    /// The number of a segment that should be created soon, if the limit allows one. Zeroing one takes about as long as
+    /// filling one, so a writer in a hurry would wait for each if they were not made ahead.
     pub fn wants_segment(&self) -> Option<u32> {
-        (self.free.is_empty() && self.segments < self.limit).then_some(self.segments)
+        (self.free.len() < SEGMENTS_AHEAD && self.segments < self.limit).then_some(self.segments)
     }
 
     /// A segment asked for by [`LogWriter::wants_segment`] exists now.
