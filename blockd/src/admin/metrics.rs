@@ -35,6 +35,9 @@ const VOLUME_GAUGES: &[Metric<VolumeStats, f64>] = &[
     ("blockd_volume_cache_memory_bytes", Unit::Bytes, "Memory held by recently read blocks", |s| {
         s.cache_memory_bytes as f64
     }),
+    ("blockd_volume_log_trouble", Unit::Count, "1 while the log cannot grow to its size", |s| {
+        flag(s.log_trouble.is_some())
+    }),
     ("blockd_volume_store_trouble", Unit::Count, "1 while destaging does not get on", |s| {
         flag(s.store_trouble.is_some())
     }),

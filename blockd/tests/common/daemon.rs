@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -272,15 +273,21 @@ impl Disk {
         run("mount", &["-o", "remount,ro"], &[&self.mount]).unwrap();
     }
 
-    /// Takes all the room but `left` bytes, by a file that is returned.
+    /// Takes all the room but about `left` bytes, by a file that is returned.
     pub fn fill_up(&self, left: u64) -> PathBuf {
         let path = self.mount.join("ballast");
-        let taken = self.free().saturating_sub(left);
         let file = File::options().create(true).append(true).open(&path).unwrap();
-        let length = file.metadata().unwrap().len() + taken;
-        // SAFETY: the descriptor is open, and no pointers are passed.
-        let result = unsafe { libc::fallocate(std::os::fd::AsRawFd::as_raw_fd(&file), 0, 0, length as i64) };
-        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        // A daemon may use the disk meanwhile, and the file system needs some for itself.
+        for spare in (0..).step_by(64 << 10) {
+            let taken = self.free().saturating_sub(left + spare);
+            let length = file.metadata().unwrap().len() + taken;
+            // SAFETY: the descriptor is open, and no pointers are passed.
+            if taken == 0 || unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length as i64) } == 0 {
+                break;
+            }
+            let error = std::io::Error::last_os_error();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+        }
         path
     }
 
