@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
@@ -10,6 +10,10 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 const SUBMISSIONS: u32 = 512;
 /// Completion entries; the kernel keeps an overflow for us, at a cost.
 const COMPLETIONS: u32 = 8192;
+/// How long to look for completions before sleeping: a round trip of a client that answers at once.
+const SPIN: Duration = Duration::from_micros(50);
+/// `IORING_ENTER_GETEVENTS`: lets the kernel finish what waits for this thread.
+const ENTER_GETEVENTS: u32 = 1;
 /// `IORING_RECVSEND_POLL_FIRST`: wait for readiness before the first attempt.
 const POLL_FIRST: u16 = 1;
 
@@ -62,6 +66,8 @@ pub(super) struct Event {
 pub(super) struct Ring {
     uring: IoUring,
     outstanding: usize,
+    /// Completions come so quickly that sleeping is not worth it.
+    spinning: bool,
 }
 
 impl Ring {
@@ -71,7 +77,11 @@ impl Ring {
         builder.setup_cqsize(COMPLETIONS).setup_clamp();
         let mut fast = builder.clone();
         fast.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun();
-        Ok(Self { uring: fast.build(SUBMISSIONS).or_else(|_| builder.build(SUBMISSIONS))?, outstanding: 0 })
+        Ok(Self {
+            uring: fast.build(SUBMISSIONS).or_else(|_| builder.build(SUBMISSIONS))?,
+            outstanding: 0,
+            spinning: false,
+        })
     }
 
     /// Operations whose completion was not seen yet.
@@ -80,7 +90,48 @@ impl Ring {
     }
 
     /// Submits what was queued and waits for a completion, at most `timeout`.
+    ///
+    /// While completions come quickly it looks for them for a moment before it sleeps: to be woken from sleep takes
+    /// longer, above all on a virtual machine. One such moment in vain ends that, one short sleep begins it again.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if timeout == Some(Duration::ZERO) {
+            return self.sleep(timeout);
+        }
+        if self.spinning {
+            self.spinning = self.spin()?;
+            if self.spinning {
+                return Ok(());
+            }
+        }
+        let begun = Instant::now();
+        self.sleep(timeout)?;
+        self.spinning = begun.elapsed() < SPIN;
+        Ok(())
+    }
+
+    /// Whether a completion came within [`SPIN`].
+    fn spin(&mut self) -> io::Result<bool> {
+        let retry = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN));
+        let until = Instant::now() + SPIN;
+        loop {
+            let pending = self.uring.submission().len() as u32;
+            // SAFETY: no argument is passed, and what the submissions point to their submitter keeps valid.
+            let entered = unsafe { self.uring.submitter().enter::<libc::sigset_t>(pending, 0, ENTER_GETEVENTS, None) };
+            if let Err(error) = entered
+                && !retry(&error)
+            {
+                return Err(error);
+            }
+            if !self.uring.completion().is_empty() {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let submitter = self.uring.submitter();
         let result = match timeout {
             None => submitter.submit_and_wait(1),
