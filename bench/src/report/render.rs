@@ -10,7 +10,8 @@ pub fn render(cases: &[Case]) -> String {
     text.push_str(
         "Made by `cargo run --release -p bench -- render FILE...` from what the commands named here wrote with `--json`. \
          A ratio above 1 means that blockd is the better one. Everything in one table was measured in one run, round by round in \
-         turn; values are medians of the rounds.\n",
+         turn; values are medians of the rounds. What shaped them, and why some targets are not met, is in \
+         [hot-path.md](hot-path.md).\n",
     );
     let mut rest = cases;
     while let Some(first) = rest.first() {

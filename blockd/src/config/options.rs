@@ -292,7 +292,7 @@ fn memory_share(part: u64, most: ByteSize) -> ByteSize {
     let machine = u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(page).unwrap_or(0));
     // In a container the machine's memory is not ours.
     let ours = limit("/sys/fs/cgroup/memory.max").map_or(machine, |limit| limit.min(machine));
-    ByteSize::mib(ours / part >> 20).clamp(ByteSize::mib(64), most)
+    ByteSize::mib((ours / part) >> 20).clamp(ByteSize::mib(64), most)
 }
 
 /// A place to listen, or the word `none`.
