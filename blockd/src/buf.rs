@@ -153,7 +153,7 @@ pub struct ArenaWriter {
 impl ArenaWriter {
     /// An empty arena of `capacity` bytes, rounded up to whole blocks.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self::from_buf(AlignedBuf::zeroed(capacity), 0)
+        Self::from_buf(AlignedBuf::for_overwrite(capacity), 0)
     }
 
     fn from_buf(buf: AlignedBuf, filled: usize) -> Self {
@@ -166,7 +166,7 @@ impl ArenaWriter {
         self.arena.len - self.filled
     }
 
-    /// Appends `len` bytes written by `fill` into zeroed or never-published memory.
+    /// Appends `len` bytes, all of which `fill` must write: it is given memory of arbitrary content.
     ///
     /// # Panics
     /// When they do not fit.

@@ -167,7 +167,11 @@ impl Log {
             if self.arena.room() < len {
                 self.arena = ArenaWriter::with_capacity(len.max(4 << 20));
             }
-            let slice = self.arena.append_with(len, |tail| tail[..part.len()].copy_from_slice(part));
+            let slice = self.arena.append_with(len, |tail| {
+                let (head, padding) = tail.split_at_mut(part.len());
+                head.copy_from_slice(part);
+                padding.fill(0);
+            });
             match self.frame.last().and_then(|last| last.joined(&slice)) {
                 Some(joined) => *self.frame.last_mut().expect("just seen") = joined,
                 None => self.frame.push(slice),

@@ -271,13 +271,13 @@ impl Backend {
             let (table, index) = (self.table.clone(), index.clone());
             let outcome = self
                 .blocking
-                .run(move || {
+                .run_behind(move || {
                     table.apply(&index)?;
                     // Bounds how many chunk headers a recovery has to read again.
                     if index.name.seq % 64 == 0 { table.persist() } else { Ok(()) }
                 })
                 .await;
-            match outcome {
+            match outcome.map_err(|e| format!("no thread for it: {e}")).and_then(|r| r.map_err(|e| e.to_string())) {
                 Ok(()) => {
                     if pause.attempts > 0 {
                         self.set_trouble(None);
