@@ -132,8 +132,8 @@ fn writers_and_readers_go_on(outage: Outage, seed: u64) {
         stats = daemon.stats("disk");
         std::thread::sleep(Duration::from_millis(20));
     }
-    // Far less than a request to the bucket takes to fail; much more than a busy test machine needs.
-    assert!(shadow.slowest < Duration::from_millis(900), "a request took {:?}", shadow.slowest);
+    // Whoever waited for the bucket would have waited for the outage to end; a busy test machine needs much less.
+    assert!(shadow.slowest < Duration::from_millis(2500), "a request took {:?}", shadow.slowest);
     assert!(stats["dirty_bytes"].as_u64().unwrap() as usize >= MIB, "{stats}");
     assert!(stats["behind_seconds"].as_f64().unwrap() > 1.0, "{stats}");
     let page = daemon.status_page();

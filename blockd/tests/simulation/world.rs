@@ -530,20 +530,25 @@ impl World {
     /// Nobody asks for anything for a while, long enough for whatever is done only then.
     async fn rest(&mut self, life: &mut Life) {
         for _ in 0..self.rng.random_range(1..40) {
-            while !life.logs.is_empty() && !self.disk.crashed() {
-                self.finish_log(life);
-            }
             if self.disk.crashed() {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            self.now_us += 50_000;
-            while let Ok(done) = life.done.try_recv() {
-                life.volume.job_done(done);
-            }
-            life.volume.advance(self.now_us);
-            self.carry_out(life);
+            self.let_pass(life, Duration::from_millis(2), 50_000).await;
         }
+    }
+
+    /// Ends what runs in the log, lets time pass for the bucket and for the volume, and tells it what ended.
+    async fn let_pass(&mut self, life: &mut Life, bucket: Duration, volume_us: u64) {
+        while !life.logs.is_empty() && !self.disk.crashed() {
+            self.finish_log(life);
+        }
+        tokio::time::sleep(bucket).await;
+        self.now_us += volume_us;
+        while let Ok(done) = life.done.try_recv() {
+            life.volume.job_done(done);
+        }
+        life.volume.advance(self.now_us);
+        self.carry_out(life);
     }
 
     fn start_log(&mut self, life: &mut Life, io: LogIo) {
@@ -649,16 +654,7 @@ impl World {
     /// Lets everything reach the bucket; returns the last LSN.
     async fn settle_down(&mut self, life: &mut Life) -> u64 {
         for _ in 0..200_000 {
-            while !life.logs.is_empty() {
-                self.finish_log(life);
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            self.now_us += 20_000;
-            while let Ok(done) = life.done.try_recv() {
-                life.volume.job_done(done);
-            }
-            life.volume.advance(self.now_us);
-            self.carry_out(life);
+            self.let_pass(life, Duration::from_millis(2), 20_000).await;
             let stats = life.volume.stats();
             let quiet = life.logs.is_empty() && stats.dirty_bytes == 0 && stats.destaged_lsn == stats.accepted_lsn;
             if quiet && stats.log_used_bytes <= SEGMENT_BYTES {
@@ -676,16 +672,7 @@ impl World {
             if life.volume.closed() || self.disk.crashed() {
                 break;
             }
-            while !life.logs.is_empty() && !self.disk.crashed() {
-                self.finish_log(life);
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            self.now_us += 1_000;
-            while let Ok(done) = life.done.try_recv() {
-                life.volume.job_done(done);
-            }
-            life.volume.advance(self.now_us);
-            self.carry_out(life);
+            self.let_pass(life, Duration::from_millis(1), 1_000).await;
         }
         assert!(life.volume.closed() || self.disk.crashed(), "an orderly shutdown ends");
         self.remember(life);
