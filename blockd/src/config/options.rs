@@ -199,6 +199,12 @@ impl Config {
         self.block_cache.unwrap_or_else(|| memory_share(8, ByteSize::gib(16)))
     }
 
+    /// Chunks a volume stores at the same time. On S3 each waits for the network; in a directory more of them only
+    /// make the log wait for the disk.
+    pub fn puts_max(&self) -> usize {
+        if self.store_url().starts_with("s3://") { 4 } else { 2 }
+    }
+
     /// Number of reactor threads.
     pub fn reactor_count(&self) -> usize {
         self.reactors.map_or_else(|| (processors() / 2).max(1), usize::from)

@@ -358,6 +358,7 @@ impl Daemon {
             tuning: Tuning {
                 dirty_memory_bytes: dirty,
                 block_cache_bytes: cache,
+                puts_max: self.config.puts_max(),
                 destage_age_us: u64::try_from(self.config.destage_age.0.as_micros()).unwrap_or(u64::MAX),
                 ..Tuning::default()
             },
