@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use blockd::export::nbd::client::{NbdClient, Request};
-use common::daemon::{Daemon, Disk, wait};
+use common::daemon::{Daemon, Disk, wait, wait_still};
 use common::shadow::Shadow;
 use serde_json::Value;
 
@@ -606,13 +606,8 @@ impl Writer {
 
     /// Waits until nothing was answered for two seconds. The writer must be waiting then, not refused.
     fn wait_stuck(&self) -> usize {
-        let (mut last, mut since) = (self.answered(), Instant::now());
-        let stuck = wait(Duration::from_secs(60), || {
-            if self.answered() != last {
-                (last, since) = (self.answered(), Instant::now());
-            }
-            since.elapsed() > Duration::from_secs(2) || self.thread.is_finished()
-        });
+        let ended = || self.thread.is_finished();
+        let (stuck, last) = wait_still(Duration::from_secs(60), Duration::from_secs(2), || self.answered(), ended);
         assert!(
             stuck && !self.thread.is_finished(),
             "{} writes were answered; finished: {}",

@@ -249,6 +249,23 @@ impl Log {
         scan(&self.disk, VOLUME, self.destaged)
     }
 
+    /// Fails unless damage at a place is refused there, or costs everything behind `expected` and nothing else.
+    fn assert_judged(
+        &self,
+        found: Result<Recovered, ScanError>,
+        expected: Option<Lsn>,
+        (segment, at): (u32, usize),
+        about: &str,
+    ) {
+        match expected {
+            None => assert_rot(found, segment, at, about),
+            Some(last) => {
+                let found = found.unwrap_or_else(|e| panic!("{about}: {e}"));
+                self.assert_found(&found, last, about);
+            }
+        }
+    }
+
     /// Fails unless exactly the writes up to `last` come back, with their content.
     fn assert_found(&self, found: &Recovered, last: Lsn, about: &str) {
         assert_eq!(found.last_lsn, last, "{about}: last LSN");
@@ -335,6 +352,24 @@ fn content(disk: &Disk, found: &Recovered, destaged: Lsn) -> BTreeMap<Lsn, Write
     all.sort_unstable();
     assert_eq!(all, disk.segments(), "each segment is needed or free");
     content
+}
+
+/// What became of damaged histories.
+#[derive(Default)]
+struct Tally {
+    refused: u32,
+    dropped: u32,
+    whole: u32,
+}
+
+impl Tally {
+    fn count(&mut self, expected: Option<Lsn>, all: Lsn) {
+        match expected {
+            None => self.refused += 1,
+            Some(last) if last < all => self.dropped += 1,
+            Some(_) => self.whole += 1,
+        }
+    }
 }
 
 fn assert_rot(found: Result<Recovered, ScanError>, segment: u32, at: usize, about: &str) {
@@ -792,7 +827,7 @@ fn history(seed: u64) -> Log {
 
 #[test]
 fn damage_to_any_frame_of_any_history_is_refused_if_it_was_proven_durable() {
-    let (mut refused, mut dropped, mut whole) = (0, 0, 0);
+    let mut tally = Tally::default();
     for seed in 0..150 {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut log = history(seed);
@@ -804,27 +839,18 @@ fn damage_to_any_frame_of_any_history_is_refused_if_it_was_proven_durable() {
                 let byte = rng.random_range(part);
                 let about = format!("seed {seed}, {frame:?}, byte {byte}");
                 let found = log.disk.scan_flipped(frame.segment, byte, rng.random_range(0..8), log.destaged);
-                match expected {
-                    None => assert_rot(found, frame.segment, frame.at, &about),
-                    Some(last) => {
-                        let found = found.unwrap_or_else(|e| panic!("{about}: {e}"));
-                        log.assert_found(&found, last, &about);
-                    }
-                }
+                log.assert_judged(found, expected, (frame.segment, frame.at), &about);
             }
-            match expected {
-                None => refused += 1,
-                Some(last) if last < all => dropped += 1,
-                Some(_) => whole += 1,
-            }
+            tally.count(expected, all);
         }
     }
+    let Tally { refused, dropped, whole } = tally;
     assert!(refused > 100 && dropped > 30 && whole > 10, "{refused} {dropped} {whole}: histories of all kinds");
 }
 
 #[test]
 fn damage_to_any_segment_header_of_any_history_is_refused_if_it_hides_what_was_durable() {
-    let (mut refused, mut dropped, mut whole) = (0, 0, 0);
+    let mut tally = Tally::default();
     for seed in 0..300 {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut log = history(seed);
@@ -834,20 +860,11 @@ fn damage_to_any_segment_header_of_any_history_is_refused_if_it_hides_what_was_d
             let byte = rng.random_range(0..BLOCK);
             let about = format!("seed {seed}, generation {}, byte {byte}", header.generation);
             let found = log.disk.scan_flipped(header.segment, byte, rng.random_range(0..8), log.destaged);
-            match expected {
-                None => assert_rot(found, header.segment, 0, &about),
-                Some(last) => {
-                    let found = found.unwrap_or_else(|e| panic!("{about}: {e}"));
-                    log.assert_found(&found, last, &about);
-                }
-            }
-            match expected {
-                None => refused += 1,
-                Some(last) if last < all => dropped += 1,
-                Some(_) => whole += 1,
-            }
+            log.assert_judged(found, expected, (header.segment, 0), &about);
+            tally.count(expected, all);
         }
     }
+    let Tally { refused, dropped, whole } = tally;
     assert!(refused > 100 && dropped > 5 && whole > 100, "{refused} {dropped} {whole}: histories of all kinds");
 }
 

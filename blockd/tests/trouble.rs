@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use blockd::export::nbd::client::{NbdClient, Request};
-use common::daemon::{Daemon, wait};
+use common::daemon::{Daemon, wait, wait_still};
 use common::proxy::{Outage, Proxy, Trouble};
 use common::shadow::Shadow;
 use serde_json::Value;
@@ -216,13 +216,8 @@ impl Writer {
 
     /// Waits until no write is answered for three seconds on end; returns how many bytes were.
     fn wait_stuck(&self) -> usize {
-        let (mut last, mut since) = (self.done(), Instant::now());
-        let stuck = wait(Duration::from_secs(30), || {
-            if self.done() != last {
-                (last, since) = (self.done(), Instant::now());
-            }
-            since.elapsed() > Duration::from_secs(3)
-        });
+        let ended = || self.thread.is_finished();
+        let (stuck, last) = wait_still(Duration::from_secs(30), Duration::from_secs(3), || self.done(), ended);
         assert!(stuck && !self.thread.is_finished(), "the writer went on to {} bytes", self.done());
         last
     }

@@ -185,8 +185,12 @@ impl Config {
 
     /// Disk space of the read cache; 0 means none.
     pub fn read_cache_size(&self) -> ByteSize {
-        let default = if self.store_url().starts_with("s3://") { ByteSize::gib(16) } else { ByteSize(0) };
+        let default = if self.on_s3() { ByteSize::gib(16) } else { ByteSize(0) };
         self.read_cache.unwrap_or(default)
+    }
+
+    fn on_s3(&self) -> bool {
+        self.store_url().starts_with("s3://")
     }
 
     /// Memory for writes that are not in the bucket yet.
@@ -202,7 +206,7 @@ impl Config {
     /// Chunks a volume stores at the same time. On S3 each waits for the network; in a directory more of them only
     /// make the log wait for the disk.
     pub fn puts_max(&self) -> usize {
-        if self.store_url().starts_with("s3://") { 4 } else { 2 }
+        if self.on_s3() { 4 } else { 2 }
     }
 
     /// Number of reactor threads.

@@ -111,14 +111,13 @@ impl Ring {
 
     /// Whether a completion came within [`SPIN`].
     fn spin(&mut self) -> io::Result<bool> {
-        let retry = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN));
         let until = Instant::now() + SPIN;
         loop {
             let pending = self.uring.submission().len() as u32;
             // SAFETY: no argument is passed, and what the submissions point to their submitter keeps valid.
             let entered = unsafe { self.uring.submitter().enter::<libc::sigset_t>(pending, 0, ENTER_GETEVENTS, None) };
             if let Err(error) = entered
-                && !retry(&error)
+                && !is_passing(&error)
             {
                 return Err(error);
             }
@@ -142,12 +141,8 @@ impl Ring {
         };
         match result {
             Ok(_) => Ok(()),
-            // ETIME is the timeout; EBUSY and EAGAIN ask us to collect completions first.
-            Err(error)
-                if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
-            {
-                Ok(())
-            }
+            // ETIME is the timeout.
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) || is_passing(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -234,12 +229,18 @@ impl Ring {
             }
             // A full queue empties itself by submitting; errors that persist surface in `wait`.
             if let Err(error) = self.uring.submit()
-                && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
+                && !is_passing(&error)
             {
                 panic!("io_uring refuses submissions: {error}");
             }
         }
     }
+}
+
+/// Whether an error of io_uring_enter is over with the next call; EBUSY and EAGAIN ask for completions to be collected
+/// before it.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
 }
 
 /// The kernel moves at most this much per operation; the rest is a short transfer.

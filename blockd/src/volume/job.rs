@@ -105,8 +105,11 @@ impl Blocking {
     }
 
     /// As [`Blocking::run`], but what clients wait for goes first: a thread of lower priority, for work of milliseconds.
-    /// Fails when there can be no more threads.
-    async fn run_behind<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    /// Fails, with a text, when there can be no more threads.
+    async fn run_behind<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
         let (answer, result) = tokio::sync::oneshot::channel();
         let work = move || {
             // Whoever asked may be gone.
@@ -116,14 +119,15 @@ impl Blocking {
             Blocking::Inline => work(),
             Blocking::Threads => {
                 let thread = std::thread::Builder::new().name("destage".to_owned());
-                thread.spawn(move || {
+                let spawned = thread.spawn(move || {
                     // SAFETY: no pointers; a thread may always lower its own priority. 0 stands for the caller.
                     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, DESTAGE_NICE) };
                     work();
-                })?;
+                });
+                spawned.map_err(|e| format!("no thread for it: {e}"))?;
             }
         }
-        Ok(result.await.expect("a panic ends the process"))
+        result.await.expect("a panic ends the process")
     }
 }
 
@@ -209,8 +213,7 @@ impl Backend {
         let input = Arc::new(input);
         let chunk = loop {
             let (device, input) = (device.clone(), input.clone());
-            let built = self.blocking.run_behind(move || build(&input, device.as_ref())).await;
-            match built.map_err(|e| format!("no thread for it: {e}")).flatten() {
+            match self.blocking.run_behind(move || build(&input, device.as_ref())).await {
                 Ok(chunk) => break chunk,
                 Err(message) => {
                     tracing::error!(chunk = %name.key(), "cannot build chunk: {message}");
@@ -272,12 +275,14 @@ impl Backend {
             let outcome = self
                 .blocking
                 .run_behind(move || {
-                    table.apply(&index)?;
-                    // Bounds how many chunk headers a recovery has to read again.
-                    if index.name.seq % 64 == 0 { table.persist() } else { Ok(()) }
+                    let applied = table.apply(&index).and_then(|_| {
+                        // Bounds how many chunk headers a recovery has to read again.
+                        if index.name.seq % 64 == 0 { table.persist() } else { Ok(()) }
+                    });
+                    applied.map_err(|e| e.to_string())
                 })
                 .await;
-            match outcome.map_err(|e| format!("no thread for it: {e}")).and_then(|r| r.map_err(|e| e.to_string())) {
+            match outcome {
                 Ok(()) => {
                     if pause.attempts > 0 {
                         self.set_trouble(None);

@@ -236,6 +236,23 @@ pub fn wait(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     }
 }
 
+/// Waits until `count` has stood still for `quiet` or `ended` holds; whether either came in time, and the last count.
+pub fn wait_still(
+    limit: Duration,
+    quiet: Duration,
+    count: impl Fn() -> usize,
+    ended: impl Fn() -> bool,
+) -> (bool, usize) {
+    let (mut last, mut since) = (count(), Instant::now());
+    let still = wait(limit, || {
+        if count() != last {
+            (last, since) = (count(), Instant::now());
+        }
+        since.elapsed() > quiet || ended()
+    });
+    (still, last)
+}
+
 /// A file system of its own on a loop device; unmounted when dropped. `None`, said loudly, where that is not allowed.
 pub struct Disk {
     mount: PathBuf,
