@@ -14,7 +14,7 @@ use crate::types::{BLOCK_SIZE, Lsn, VolumeId};
 /// First bytes of every manifest.
 pub const MAGIC: [u8; 8] = *b"BLKDMNFT";
 /// The version this code writes and reads.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The longest name of a volume, in bytes.
 pub const MAX_NAME: usize = 128;
 /// The most changes of owner a manifest records.
@@ -22,6 +22,8 @@ pub const MAX_EPOCHS: usize = 65_536;
 
 const HEADER: usize = 80;
 const EPOCH_ROW: usize = 48;
+const SECTION_HEADER: usize = 8;
+const LEN_AT: usize = 12;
 const SUM_AT: usize = 16;
 /// Keeps a manifest's checksum from being mistaken for another structure's.
 const SUM_SEED: u64 = u64::from_le_bytes(*b"manifest");
@@ -59,6 +61,17 @@ struct EpochRow {
 }
 
 const _: () = assert!(size_of::<EpochRow>() == EPOCH_ROW);
+
+/// Before each section: what only some volumes have. Sections follow the epochs, in order of kind, each kind once.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct SectionHeader {
+    kind: U16,
+    reserved: U16,
+    len: U32,
+}
+
+const _: () = assert!(size_of::<SectionHeader>() == SECTION_HEADER);
 
 /// When a flush of the volume is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +189,9 @@ pub enum ManifestFormatError {
     /// A setting this program cannot honour.
     #[error("its durability mode (code {0}) is not built into this program; use a newer one")]
     Durability(u8),
+    /// A part this program knows nothing of, so that it could not keep its promises.
+    #[error("it has a section of kind {0}, which is unknown to this program; use a newer one")]
+    Section(u16),
     /// A valid checksum over contradictions.
     #[error("{0}")]
     Invalid(&'static str),
@@ -218,7 +234,6 @@ impl Manifest {
         if let Some(problem) = self.problem() {
             panic!("the manifest of {:?} must not be stored: {problem}", self.name);
         }
-        let len = HEADER + self.name.len() + self.epochs.len() * EPOCH_ROW;
         let (codec, codec_level) = self.codec.to_code();
         let header = Header {
             magic: MAGIC,
@@ -228,7 +243,7 @@ impl Manifest {
                 Durability::Local => LOCAL,
                 Durability::Object => OBJECT,
             },
-            len: (len as u32).into(),
+            len: 0.into(),
             sum: 0.into(),
             volume: self.id.0,
             size: self.size.into(),
@@ -240,7 +255,7 @@ impl Manifest {
             epochs: (self.epochs.len() as u32).into(),
             reserved: [0; 12],
         };
-        let mut out = Vec::with_capacity(len);
+        let mut out = Vec::with_capacity(HEADER + self.name.len() + self.epochs.len() * EPOCH_ROW);
         out.extend_from_slice(header.as_bytes());
         out.extend_from_slice(self.name.as_bytes());
         for start in &self.epochs {
@@ -253,9 +268,26 @@ impl Manifest {
             };
             out.extend_from_slice(row.as_bytes());
         }
+        for (kind, body) in self.sections() {
+            let header = SectionHeader { kind: kind.into(), reserved: 0.into(), len: (body.len() as u32).into() };
+            out.extend_from_slice(header.as_bytes());
+            out.extend_from_slice(&body);
+        }
+        let len = out.len() as u32;
+        out[LEN_AT..LEN_AT + 4].copy_from_slice(&len.to_le_bytes());
         let sum = checksum(&out);
         out[SUM_AT..SUM_AT + 8].copy_from_slice(&sum.to_le_bytes());
         out.into()
+    }
+
+    /// The sections it has: (kind, body), by growing kind. Kinds are never reused for anything else.
+    fn sections(&self) -> Vec<(u16, Vec<u8>)> {
+        Vec::new()
+    }
+
+    /// Takes in what a section says; the reverse of [`Manifest::sections`].
+    fn take_section(&mut self, kind: u16, _body: &[u8]) -> Result<(), ManifestFormatError> {
+        Err(ManifestFormatError::Section(kind))
     }
 
     /// Parses and verifies a manifest; `bytes` is the whole object.
@@ -277,15 +309,16 @@ impl Manifest {
         }
         let name_len = usize::from(header.name_len.get());
         let epochs = header.epochs.get() as usize;
-        if name_len > MAX_NAME || epochs > MAX_EPOCHS || rest.len() != name_len + epochs * EPOCH_ROW {
+        if name_len > MAX_NAME || epochs > MAX_EPOCHS || rest.len() < name_len + epochs * EPOCH_ROW {
             return Err(Invalid("its length and its counts disagree"));
         }
-        let (name, rows) = rest.split_at(name_len);
+        let (name, rest) = rest.split_at(name_len);
+        let (rows, mut sections) = rest.split_at(epochs * EPOCH_ROW);
         let rows = <[EpochRow]>::ref_from_bytes(rows).map_err(|_| Invalid("its epochs have half a row"))?;
         if header.reserved != [0; 12] {
             return Err(Invalid("a reserved field is not zero"));
         }
-        let manifest = Self {
+        let mut manifest = Self {
             id: VolumeId(header.volume),
             name: String::from_utf8(name.to_vec()).map_err(|_| Invalid("its name is not text"))?,
             size: header.size.get(),
@@ -314,6 +347,21 @@ impl Manifest {
                 })
                 .collect(),
         };
+        let mut last = 0;
+        while !sections.is_empty() {
+            let (header, rest) =
+                SectionHeader::ref_from_prefix(sections).map_err(|_| Invalid("a section's header is cut off"))?;
+            let (kind, len) = (header.kind.get(), header.len.get() as usize);
+            if kind <= last || header.reserved.get() != 0 {
+                return Err(Invalid("its sections are out of order"));
+            }
+            if len > rest.len() {
+                return Err(Invalid("a section is cut off"));
+            }
+            let (body, rest) = rest.split_at(len);
+            manifest.take_section(kind, body)?;
+            (last, sections) = (kind, rest);
+        }
         match manifest.problem() {
             Some(problem) => Err(Invalid(problem)),
             None => Ok(manifest),

@@ -27,7 +27,7 @@ fn manifest() -> Manifest {
 
 #[test]
 fn the_golden_manifest_reads_and_is_written_the_same() {
-    crate::chunk::testing::golden("manifest-v1.bin", &manifest().encode(), true, |bytes| {
+    crate::chunk::testing::golden("manifest-v2.bin", &manifest().encode(), true, |bytes| {
         assert_eq!(Manifest::decode(bytes), Ok(manifest()));
     });
 }
@@ -55,8 +55,8 @@ fn settings_that_are_not_built_say_so() {
         assert_eq!(durability.to_string().parse(), Ok(durability));
     }
     let mut bytes = manifest().encode().to_vec();
-    bytes[8] = 2;
-    assert_eq!(Manifest::decode(&bytes), Err(ManifestFormatError::Version(2)));
+    bytes[8] = 3;
+    assert_eq!(Manifest::decode(&bytes), Err(ManifestFormatError::Version(3)));
 }
 
 #[test]
