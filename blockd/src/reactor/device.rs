@@ -34,6 +34,8 @@ pub trait Device: Send + 'static {
     fn advance(&mut self, now_us: u64);
     /// The next thing to carry out.
     fn next_effect(&mut self) -> Option<Effect>;
+    /// The kernel is at work on a log write; the end of this process would not stop it.
+    fn log_handed(&mut self, id: u64);
     /// A log operation ended.
     fn log_done(&mut self, id: u64, result: io::Result<()>);
     /// A job ended.

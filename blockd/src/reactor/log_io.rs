@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use super::handle::DeviceKey;
-use super::ring::Ring;
+use super::ring::{Event, Op, Ring, WriteMode};
 use super::slab::Slab;
 use crate::buf::Slice;
 use crate::volume::{LogIo, LogOp};
@@ -54,6 +54,11 @@ impl WriteCursor {
         (self.offset + self.written as u64, &self.iovecs)
     }
 
+    /// Bytes that are left.
+    fn left(&self) -> usize {
+        self.total - self.written
+    }
+
     /// Takes in the result of writing [`WriteCursor::rest`]; `None` means that some is left.
     pub fn advance(&mut self, result: io::Result<usize>) -> Option<io::Result<()>> {
         match result {
@@ -97,26 +102,37 @@ struct Running {
     id: u64,
     fd: RawFd,
     /// `None` for a sync.
-    write: Option<(WriteCursor, bool)>,
+    write: Option<(WriteCursor, WriteMode)>,
 }
 
 /// Log operations in the ring.
+///
+/// A write is first tried with `at_once`: either the kernel is at work on it when the submission returns, and the end
+/// of this process does not stop it any more, or it fails with EAGAIN and is submitted again without.
 pub(super) struct RingLog {
     running: Slab<Running>,
+    /// Writes queued since the last [`RingLog::handed`].
+    fresh: Vec<u32>,
 }
 
 impl RingLog {
     pub fn new() -> Self {
-        Self { running: Slab::new() }
+        Self { running: Slab::new(), fresh: Vec::new() }
     }
 
     /// Starts an operation on the open file `fd`.
     pub fn start(&mut self, ring: &mut Ring, device: DeviceKey, fd: RawFd, io: LogIo) {
         let write = match io.op {
-            LogOp::Write { offset, bufs, dsync, .. } => Some((WriteCursor::new(bufs, offset), dsync)),
+            LogOp::Write { offset, bufs, dsync, .. } => {
+                Some((WriteCursor::new(bufs, offset), WriteMode { dsync, at_once: true }))
+            }
             LogOp::Sync { .. } => None,
         };
+        let is_write = write.is_some();
         let slot = self.running.insert(Running { device, id: io.id, fd, write });
+        if is_write {
+            self.fresh.push(slot);
+        }
         self.submit(ring, slot);
     }
 
@@ -125,24 +141,48 @@ impl RingLog {
             return;
         };
         match &mut running.write {
-            Some((cursor, dsync)) => {
+            Some((cursor, mode)) => {
                 let (offset, iovecs) = cursor.rest();
                 // SAFETY: the iovecs' array and the slices they point into are owned by the cursor, whose heap
                 // memory stays where it is in `running` until `completed` removes it.
-                unsafe { ring.writev(slot, running.fd, iovecs, offset, *dsync) }
+                unsafe { ring.writev(slot, running.fd, iovecs, offset, *mode) }
             }
             None => ring.fdatasync(slot, running.fd),
         }
     }
 
+    /// Whether writes were queued that the kernel may be at work on after the next submission.
+    pub fn has_fresh(&self) -> bool {
+        !self.fresh.is_empty()
+    }
+
+    /// The writes queued since the last call on which the kernel is at work: call it right after a submission.
+    /// `events` is what has completed since then, among it what the kernel would not take on.
+    pub fn handed(&mut self, events: &[Event]) -> Vec<(DeviceKey, u64)> {
+        let running = &self.running;
+        let whole = |slot: u32| {
+            let left = running.get(slot).and_then(|r| r.write.as_ref()).map_or(0, |(cursor, _)| cursor.left());
+            let mut ended = events.iter().filter(|event| event.op == Op::Log(slot));
+            ended.all(|event| event.result as usize == left && event.result >= 0)
+        };
+        let handed = self.fresh.iter().filter(|&&slot| whole(slot));
+        let handed = handed.filter_map(|&slot| running.get(slot)).map(|r| (r.device, r.id)).collect();
+        self.fresh.clear();
+        handed
+    }
+
     /// Takes in a completion. Returns the operation if it is over.
-    pub fn completed(&mut self, ring: &mut Ring, slot: u32, result: i32) -> Option<(DeviceKey, u64, io::Result<()>)> {
+    pub fn completed(&mut self, ring: &mut Ring, slot: u32, errno: i32) -> Option<(DeviceKey, u64, io::Result<()>)> {
         let running = self.running.get_mut(slot)?;
-        let result = match result {
-            0.. => Ok(result as usize),
-            errno => Err(io::Error::from_raw_os_error(-errno)),
+        let result = match errno {
+            0.. => Ok(errno as usize),
+            _ => Err(io::Error::from_raw_os_error(-errno)),
         };
         let over = match &mut running.write {
+            Some((_, mode)) if mode.at_once && errno == -libc::EAGAIN => {
+                mode.at_once = false;
+                None
+            }
             Some((cursor, _)) => cursor.advance(result),
             // A failed sync may have dropped what it could not write; it is never tried again.
             None => Some(result.map(drop)),

@@ -307,6 +307,7 @@ impl Device for RamDevice {
         self.effects.pop_front()
     }
 
+    fn log_handed(&mut self, _: u64) {}
     fn log_done(&mut self, id: u64, result: io::Result<()>) {
         let Some(log) = &mut self.log else {
             return;

@@ -52,6 +52,15 @@ impl Op {
     }
 }
 
+/// How a log write is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WriteMode {
+    /// Complete when durable.
+    pub dsync: bool,
+    /// Fail with EAGAIN where the kernel would have to hand the write to a thread of this process, which dies with it.
+    pub at_once: bool,
+}
+
 /// A finished operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Event {
@@ -113,14 +122,7 @@ impl Ring {
     fn spin(&mut self) -> io::Result<bool> {
         let until = Instant::now() + SPIN;
         loop {
-            let pending = self.uring.submission().len() as u32;
-            // SAFETY: no argument is passed, and what the submissions point to their submitter keeps valid.
-            let entered = unsafe { self.uring.submitter().enter::<libc::sigset_t>(pending, 0, ENTER_GETEVENTS, None) };
-            if let Err(error) = entered
-                && !is_passing(&error)
-            {
-                return Err(error);
-            }
+            self.submit()?;
             if !self.uring.completion().is_empty() {
                 return Ok(true);
             }
@@ -182,12 +184,29 @@ impl Ring {
         unsafe { self.push(entry, Op::Send(conn)) }
     }
 
-    /// Writes `iovecs` at `offset` of a file; `dsync` completes when durable.
+    /// Submits what was queued, and lets the kernel report what it would not take on at once.
+    pub fn submit(&mut self) -> io::Result<()> {
+        self.enter().or_else(|error| if is_passing(&error) { Ok(()) } else { Err(error) })
+    }
+
+    fn enter(&mut self) -> io::Result<()> {
+        let pending = self.uring.submission().len() as u32;
+        // SAFETY: no argument is passed, and what the submissions point to their submitter keeps valid.
+        unsafe { self.uring.submitter().enter::<libc::sigset_t>(pending, 0, ENTER_GETEVENTS, None) }.map(drop)
+    }
+
+    /// Operations that wait for submission.
+    pub fn queued(&mut self) -> usize {
+        self.uring.submission().len()
+    }
+
+    /// Writes `iovecs` at `offset` of a file; see [`WriteMode`].
     ///
     /// # Safety
     /// `iovecs` and all they point to must be valid and unchanged until the completion was collected.
-    pub unsafe fn writev(&mut self, log: u32, fd: RawFd, iovecs: &[libc::iovec], offset: u64, dsync: bool) {
-        let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+    pub unsafe fn writev(&mut self, log: u32, fd: RawFd, iovecs: &[libc::iovec], offset: u64, mode: WriteMode) {
+        let WriteMode { dsync, at_once } = mode;
+        let flags = if dsync { libc::RWF_DSYNC } else { 0 } | if at_once { libc::RWF_NOWAIT } else { 0 };
         let fd = types::Fd(fd);
         let entry = match iovecs {
             [one] => {

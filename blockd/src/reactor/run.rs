@@ -123,7 +123,9 @@ impl Reactor {
                 break;
             }
             self.arm_bell();
-            if let Err(error) = self.ring.wait(self.time_to_wait()) {
+            // Completions that a hand-over brought along must not wait for more.
+            let entered = if self.events.is_empty() { self.ring.wait(self.time_to_wait()) } else { self.ring.submit() };
+            if let Err(error) = entered {
                 panic!("io_uring wait failed: {error}");
             }
             self.turn();
@@ -131,7 +133,7 @@ impl Reactor {
         // The kernel still holds the bell's counter.
         self.sender.ring();
         while self.ring.outstanding() > 0 {
-            if self.ring.wait(None).is_err() {
+            if self.events.is_empty() && self.ring.wait(None).is_err() {
                 std::process::abort();
             }
             self.events.clear();
@@ -145,10 +147,9 @@ impl Reactor {
 
     fn turn(&mut self) {
         let mut events = std::mem::take(&mut self.events);
-        events.clear();
         self.ring.collect(&mut events);
-        for event in &events {
-            self.handle_event(*event);
+        for event in events.drain(..) {
+            self.handle_event(event);
         }
         self.events = events;
         while let Some(message) = self.inbox.next() {
@@ -157,9 +158,15 @@ impl Reactor {
         let now = now_us();
         self.touch_due(now);
         // Completions let busy connections read on, which gives the devices more to do.
-        while !self.runnable.is_empty() || !self.touched.is_empty() {
-            self.parse_runnable();
-            self.advance_touched(now);
+        loop {
+            while !self.runnable.is_empty() || !self.touched.is_empty() {
+                self.parse_runnable();
+                self.advance_touched(now);
+            }
+            if !self.ring_log.has_fresh() {
+                break;
+            }
+            self.hand_over();
         }
         for index in std::mem::take(&mut self.active) {
             if let Some(conn) = self.conns.get_mut(index) {
@@ -171,6 +178,26 @@ impl Reactor {
             }
         }
         self.close_devices(now);
+    }
+
+    /// Submits the log's writes, so that those the kernel takes on can be acknowledged in this turn.
+    fn hand_over(&mut self) {
+        if let Err(error) = self.ring.submit() {
+            panic!("io_uring refuses submissions: {error}");
+        }
+        if self.ring.queued() > 0 {
+            // The kernel was too busy to take them all; their completions will say that they are written.
+            self.ring_log.handed(&[]);
+            return;
+        }
+        let before = self.events.len();
+        self.ring.collect(&mut self.events);
+        for (key, id) in self.ring_log.handed(&self.events[before..]) {
+            if let Some(managed) = managed(&mut self.devices, key) {
+                managed.device.log_handed(id);
+                self.touch(key.index);
+            }
+        }
     }
 
     fn handle_event(&mut self, event: Event) {

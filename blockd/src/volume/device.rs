@@ -41,6 +41,9 @@ impl Device for Volume {
     fn next_effect(&mut self) -> Option<Effect> {
         self.next_effect()
     }
+    fn log_handed(&mut self, id: u64) {
+        self.log_handed(id);
+    }
     fn log_done(&mut self, id: u64, result: io::Result<()>) {
         self.log_done(id, result);
     }

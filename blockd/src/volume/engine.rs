@@ -51,14 +51,17 @@ impl Default for Tuning {
 
 /// Most log writes on their way at once, however much is waiting.
 const LOG_DEPTH_MAX: usize = 16;
-/// Payload blocks that justify a log write of their own beyond [`Tuning::log_depth`].
+/// Payload blocks that always justify a log write of their own beyond [`Tuning::log_depth`].
 const LOG_BATCH_BLOCKS: usize = 64;
+/// Fewer do as well, as many as this for each write on its way: who waits for one to end before the next is handed
+/// over waits for the slowest the device has.
+const LOG_BATCH_PER_WRITE: usize = 4;
 /// After this long without writes the durable horizon is recorded, so that recovery can tell rot from a torn tail.
 const HORIZON_IDLE_US: u64 = 1_000_000;
 /// Pause before another attempt to make a log segment for which there was no room.
 const SEGMENT_RETRY_US: u64 = 3_000_000;
 
-/// An acknowledgement that waits for the written horizon.
+/// An acknowledgement that waits for the kept horizon, see [`LogWriter::kept_lsn`].
 pub(super) struct Ack {
     pub lsn: Lsn,
     pub token: Token,
@@ -283,7 +286,8 @@ impl Volume {
         while self.log.has_open_records() && self.log.can_seal() {
             let in_flight = self.log.in_flight();
             let worth_it = in_flight < self.tuning.log_depth
-                || (in_flight < LOG_DEPTH_MAX && self.log.open_blocks() >= LOG_BATCH_BLOCKS);
+                || (in_flight < LOG_DEPTH_MAX
+                    && self.log.open_blocks() >= LOG_BATCH_BLOCKS.min(LOG_BATCH_PER_WRITE * in_flight));
             if !worth_it {
                 break;
             }
@@ -322,6 +326,13 @@ impl Volume {
         }
     }
 
+    /// The kernel is at work on a log write, so that the end of this process does not stop it. A driver that cannot
+    /// know need not call this: the end of the operation says the same, later.
+    pub fn log_handed(&mut self, id: u64) {
+        self.log.handed(id);
+        self.answer_acks();
+    }
+
     /// A log operation ended.
     pub fn log_done(&mut self, id: u64, result: io::Result<()>) {
         if let Err(e) = &result {
@@ -353,9 +364,9 @@ impl Volume {
     }
 
     fn answer_acks(&mut self) {
-        let written = self.log.written_lsn();
+        let kept = self.log.kept_lsn();
         while let Some(ack) = self.acks.front() {
-            if ack.lsn > written {
+            if ack.lsn > kept {
                 break;
             }
             let Some(Ack { lsn, token, fua }) = self.acks.pop_front() else { break };

@@ -25,11 +25,11 @@ impl Volume {
             self.complete(token, Err(error));
             return;
         }
-        if self.log.in_flight() == 0 && !self.log.has_open_records() {
+        if self.acks.is_empty() && !self.log.has_open_records() {
             self.eager.confidence = (self.eager.confidence + 1).min(CONFIDENCE_MAX);
         }
         self.eager.unasked = false;
-        self.wait_durable(self.log.written_lsn(), token);
+        self.wait_durable(self.log.kept_lsn(), token);
     }
 
     /// Answers `token` when `lsn` is durable.
@@ -65,8 +65,11 @@ impl Volume {
             return;
         }
         self.answer_flushes();
-        if !self.flushes.is_empty() {
-            self.log.sync(&mut self.log_ios);
+        if let Some((lsn, _)) = self.flushes.front() {
+            // A sync that began before the frame was written would not cover it.
+            if *lsn <= self.log.written_lsn() {
+                self.log.sync(&mut self.log_ios);
+            }
         } else if self.eager.confidence >= CONFIDENT
             && self.log.in_flight() == 0
             && !self.log.has_open_records()

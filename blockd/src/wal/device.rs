@@ -70,6 +70,9 @@ impl FileLog {
                         ),
                     ));
                 }
+                // Changes nothing, for the space is taken, but waits for direct writes that are under way: a process that was
+                // killed answered its clients once the kernel was at work on their writes, and is gone before they end.
+                reserve(&file, size)?;
                 files.insert(number, Arc::new(file));
             }
         }

@@ -2,8 +2,9 @@
 //! follows what has been written and what is durable. It performs no I/O; it emits [`LogIo`]s and is told when they
 //! are done.
 //!
-//! Order of durability: a segment's header is written durably before any frame of that segment counts as written;
-//! a frame counts as written only after every earlier one; the durable horizon covers a frame once the frame was
+//! Order of durability: a frame is *kept* once the kernel is at work on it, on every earlier one and on its segment's
+//! header: the end of this process does not stop that. A segment's header is written durably before any frame of that
+//! segment counts as written; a frame counts as written only after every earlier one; the durable horizon covers a frame once the frame was
 //! written with DSYNC, or an fdatasync that was started after its completion has ended.
 
 use std::collections::VecDeque;
@@ -151,8 +152,16 @@ impl LoggedPayload {
 /// What the pending operation with this id is.
 #[derive(Debug)]
 enum Pending {
-    SegmentHeader { done: bool },
-    Frame { number: u64, done: bool, dsync: bool },
+    SegmentHeader { done: bool, handed: bool },
+    Frame { number: u64, last_lsn: Lsn, done: bool, handed: bool, dsync: bool },
+}
+
+impl Pending {
+    /// Whether the end of this process cannot keep it from reaching the device.
+    fn kept(&self) -> bool {
+        let (Pending::SegmentHeader { done, handed } | Pending::Frame { done, handed, .. }) = self;
+        *done || *handed
+    }
 }
 
 #[derive(Debug, Default)]
@@ -203,6 +212,7 @@ pub struct LogWriter {
     /// Number of the last frame that counts as written, and as durable.
     written: u64,
     durable: u64,
+    kept_lsn: Lsn,
     written_lsn: Lsn,
     durable_lsn: Lsn,
     /// Durable horizon recorded in the newest frame.
@@ -288,6 +298,7 @@ impl LogWriter {
             next_lsn: recovered.last_lsn + 1,
             written: last,
             durable: last,
+            kept_lsn: recovered.last_lsn,
             written_lsn: recovered.last_lsn,
             durable_lsn: recovered.last_lsn,
             recorded_lsn: recovered.last_lsn,
@@ -314,6 +325,11 @@ impl LogWriter {
     /// Everything up to here survives a crash of the process.
     pub fn written_lsn(&self) -> Lsn {
         self.written_lsn
+    }
+
+    /// Everything up to here survives the end of this process: it is written, or the kernel is at work on it.
+    pub fn kept_lsn(&self) -> Lsn {
+        self.kept_lsn
     }
 
     /// Everything up to here survives a power cut.
@@ -475,7 +491,8 @@ impl LogWriter {
         bufs.extend(open.parts.iter().cloned());
         let number = self.base + self.frames.len() as u64;
         let payload_offset = self.offset + bytes as u64;
-        let id = self.issue(Pending::Frame { number, done: false, dsync });
+        let last_lsn = self.next_lsn - 1;
+        let id = self.issue(Pending::Frame { number, last_lsn, done: false, handed: false, dsync });
         out.push(LogIo { id, op: LogOp::Write { segment: self.segment, offset: self.offset, bufs, dsync } });
         self.offset += header.total_blocks() as u64 * BLOCK_SIZE;
         self.frames_written += 1;
@@ -513,7 +530,7 @@ impl LogWriter {
             chain: Vec::new(),
         };
         let slice = self.arena(BLOCK).append_with(BLOCK, |room| header.encode(room));
-        let id = self.issue(Pending::SegmentHeader { done: false });
+        let id = self.issue(Pending::SegmentHeader { done: false, handed: false });
         out.push(LogIo { id, op: LogOp::Write { segment, offset: 0, bufs: vec![slice], dsync: true } });
         self.used.push_back(UsedSegment { segment, first_frame: self.base + self.frames.len() as u64 });
     }
@@ -549,6 +566,29 @@ impl LogWriter {
         true
     }
 
+    /// The kernel is at work on a write: it will reach the device, unless that fails, even if this process ends now.
+    pub fn handed(&mut self, id: u64) {
+        if self.dead.is_some() {
+            return;
+        }
+        if let Some((_, pending)) = self.pending.iter_mut().find(|(i, _)| *i == id) {
+            let (Pending::SegmentHeader { handed, .. } | Pending::Frame { handed, .. }) = pending;
+            *handed = true;
+            self.advance_kept();
+        }
+    }
+
+    fn advance_kept(&mut self) {
+        for (_, pending) in &self.pending {
+            if !pending.kept() {
+                break;
+            }
+            if let Pending::Frame { last_lsn, .. } = pending {
+                self.kept_lsn = self.kept_lsn.max(*last_lsn);
+            }
+        }
+    }
+
     /// An operation ended. After any failure the log is dead: what was not acknowledged before never will be, and no
     /// fsync is retried, because the kernel may have dropped the pages it could not write.
     pub fn done(&mut self, id: u64, result: io::Result<()>) {
@@ -574,10 +614,11 @@ impl LogWriter {
         }
         if let Some((_, pending)) = self.pending.iter_mut().find(|(i, _)| *i == id) {
             match pending {
-                Pending::SegmentHeader { done } | Pending::Frame { done, .. } => *done = true,
+                Pending::SegmentHeader { done, .. } | Pending::Frame { done, .. } => *done = true,
             }
         }
-        while let Some((_, Pending::SegmentHeader { done: true } | Pending::Frame { done: true, .. })) =
+        self.advance_kept();
+        while let Some((_, Pending::SegmentHeader { done: true, .. } | Pending::Frame { done: true, .. })) =
             self.pending.front()
         {
             if let Some((_, Pending::Frame { number, dsync, .. })) = self.pending.pop_front() {

@@ -19,6 +19,8 @@ struct Write {
     segment: u32,
     offset: usize,
     bytes: Vec<u8>,
+    /// The kernel is at work on it; a crash of the process alone does not lose it.
+    handed: bool,
     /// Reported as done; a crash of the process alone does not lose it.
     done: bool,
 }
@@ -84,9 +86,19 @@ impl SimDisk {
     pub fn submit(&self, id: u64, op: &LogOp) {
         if let LogOp::Write { segment, offset, bufs, .. } = op {
             let bytes = bufs.iter().flat_map(|b| b.iter().copied()).collect();
-            let write = Write { id, segment: *segment, offset: *offset as usize, bytes, done: false };
+            let write = Write { id, segment: *segment, offset: *offset as usize, bytes, handed: false, done: false };
             self.lock().volatile.push(write);
         }
+    }
+
+    /// The kernel takes on a write that was submitted; false once the crash has happened.
+    pub fn hand(&self, id: u64) -> bool {
+        let mut state = self.lock();
+        if state.crash_at.is_some_and(|at| state.ios >= at) {
+            return false;
+        }
+        state.volatile.iter_mut().filter(|w| w.id == id).for_each(|w| w.handed = true);
+        true
     }
 
     /// Ids of writes to `segment` that are done now; an fdatasync that starts now will cover them.
@@ -117,13 +129,13 @@ impl SimDisk {
         self.lock().volatile.iter_mut().for_each(|w| w.id = u64::MAX);
     }
 
-    /// The process dies: what was done stays, what was on its way happens in part.
+    /// The process dies: what was done or handed over stays, what else was on its way happens in part.
     pub fn kill(&self, rng: &mut SmallRng) {
         let mut state = self.lock();
         state.crash_at = None;
         let volatile = std::mem::take(&mut state.volatile);
         for write in volatile {
-            if write.done || rng.random_bool(0.5) {
+            if write.done || write.handed || rng.random_bool(0.5) {
                 // Ids are the volume's and start anew in its next life.
                 state.volatile.push(Write { id: u64::MAX, done: true, ..write });
             } else if rng.random_bool(0.5) {
@@ -220,7 +232,8 @@ impl LogDevice for SimDisk {
     }
 
     fn write(&self, segment: u32, offset: u64, buf: &AlignedBuf) -> io::Result<()> {
-        let write = Write { id: u64::MAX, segment, offset: offset as usize, bytes: buf.to_vec(), done: false };
+        let write =
+            Write { id: u64::MAX, segment, offset: offset as usize, bytes: buf.to_vec(), handed: false, done: false };
         self.lock().volatile.push(write);
         self.io()?;
         self.lock().volatile.last_mut().unwrap().done = true;

@@ -561,6 +561,9 @@ impl World {
             }
             LogOp::Write { bufs, .. } => {
                 bufs.iter().for_each(|buf| self.digest.update(buf));
+                if self.rng.random_bool(0.5) && self.disk.hand(io.id) {
+                    life.volume.log_handed(io.id);
+                }
                 Vec::new()
             }
         };
