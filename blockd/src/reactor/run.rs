@@ -13,7 +13,7 @@ use super::handle::{ConnectionInfo, DeviceKey, LogShape, Message, ReactorOptions
 use super::inbox::{Inbox, Sender};
 use super::log_io::RingLog;
 use super::log_thread::LogThread;
-use super::now_us;
+use super::{now_us, wall_ms};
 use super::ring::{Event, Op, Ring};
 use super::slab::Slab;
 use crate::export::nbd::session::SessionParams;
@@ -147,6 +147,10 @@ impl Reactor {
         let mut events = std::mem::take(&mut self.events);
         events.clear();
         self.ring.collect(&mut events);
+        let (now, wall) = (now_us(), wall_ms());
+        for (_, managed) in self.devices.iter_mut() {
+            managed.device.tick(now, wall);
+        }
         for event in &events {
             self.handle_event(*event);
         }

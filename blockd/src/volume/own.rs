@@ -5,8 +5,6 @@
 //! either the chunk was there first and counts, or the seal was and a late chunk of an old owner can no longer appear.
 //! Chunks outside the recorded prefix are never looked at.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, encode_seal, read_index};
 use crate::manifest::{self, EpochStart, Manifest, VolumeState};
 use crate::store::{ObjectStore, PutMode, StoreErrorKind};
@@ -31,13 +29,11 @@ pub struct Claim {
     pub manifest: Manifest,
     /// What the bucket holds.
     pub state: BucketState,
-    /// Last epoch before ours, if there was one.
-    pub previous: Option<EpochStart>,
 }
 
 /// Milliseconds since 1970.
 pub fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    crate::reactor::wall_ms()
 }
 
 /// Claims the volume for `owner`. `applied` is the chunk up to which the local translation table is known to be
@@ -60,7 +56,7 @@ pub async fn claim(
         // Nobody ever wrote: nothing to end.
         manifest.epochs = vec![claimed(1, 1)];
         manifest::replace(store, &manifest, version).await.map_err(|e| OpenError::manifest(name, e))?;
-        return Ok(Claim { manifest, state: BucketState { seq: 0, lsn: 0 }, previous: None });
+        return Ok(Claim { manifest, state: BucketState { seq: 0, lsn: 0 } });
     };
     // Claims that were never settled wrote nothing: an owner adds chunks only after settling.
     manifest.epochs.retain(|e| e.first_seq > 0);
@@ -71,7 +67,7 @@ pub async fn claim(
         (own.first_seq, own.first_lsn) = (state.seq + 1, state.lsn + 1);
     }
     manifest::replace(store, &manifest, version).await.map_err(|e| OpenError::manifest(name, e))?;
-    Ok(Claim { manifest, state, previous: Some(last) })
+    Ok(Claim { manifest, state })
 }
 
 /// Finds the last chunk of `epoch` and seals the place after it.
