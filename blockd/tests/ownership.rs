@@ -233,8 +233,7 @@ fn a_forced_takeover_fences_an_owner_that_is_writing() {
 
 #[test]
 fn a_forced_takeover_on_s3_fences_an_owner_that_is_writing() {
-    let (Ok(endpoint), Ok(bucket)) =
-        (std::env::var("BLOCKD_TEST_S3_ENDPOINT"), std::env::var("BLOCKD_TEST_S3_BUCKET"))
+    let (Ok(endpoint), Ok(bucket)) = (std::env::var("BLOCKD_TEST_S3_ENDPOINT"), std::env::var("BLOCKD_TEST_S3_BUCKET"))
     else {
         return eprintln!("skipped: no S3 server; run  eval \"$(scripts/dev-s3 start)\"  first");
     };

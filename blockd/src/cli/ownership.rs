@@ -110,7 +110,8 @@ pub(super) async fn open(args: OpenArgs) -> anyhow::Result<()> {
 pub(super) async fn release(args: ReleaseArgs) -> anyhow::Result<()> {
     let client = args.client.client();
     let volume = watched(&client, &args.name, args.client.json, client.release(&args.name, args.force)).await?;
-    let text = format!("volume {0} is released: all of it is in the bucket. Elsewhere: blockd volume open {0}\n", args.name);
+    let text =
+        format!("volume {0} is released: all of it is in the bucket. Elsewhere: blockd volume open {0}\n", args.name);
     said(&args.client, &volume, &text)
 }
 

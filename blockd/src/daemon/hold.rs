@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 
 use super::volumes::{Daemon, Place, with_volume};
-use crate::text::date;
 use crate::lease::{self, Acquired, Grant, Instants, Keeper, Lease, LeaseError, LeaseState, Order, Renewal, Terms};
 use crate::manifest::{self, ManifestError, VolumeState};
 use crate::reactor::{now_us, wall_ms};
 use crate::store::{ObjectStore, Version};
+use crate::text::date;
 use crate::volume::VolumeStats;
 
 /// How often the clocks and the volume are looked at, at most and at least.
@@ -97,7 +97,9 @@ impl Hold {
         match said {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::warn!(volume = %self.name, "cannot renew its lease for the last time: {error}"),
-            Err(_) => tracing::warn!(volume = %self.name, "cannot renew its lease for the last time: the store is slow"),
+            Err(_) => {
+                tracing::warn!(volume = %self.name, "cannot renew its lease for the last time: the store is slow")
+            }
         }
     }
 

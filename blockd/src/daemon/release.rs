@@ -77,9 +77,8 @@ impl Daemon {
     pub(super) async fn drain_and_release(self: &Arc<Self>, name: &str, place: Place) -> Result<(), VolumeError> {
         with_volume(&place, |volume| volume.begin_release()).await;
         let stats = loop {
-            let state = with_volume(&place, |volume| {
-                (volume.is_drained(), volume.fenced().map(str::to_owned), volume.stats())
-            });
+            let state =
+                with_volume(&place, |volume| (volume.is_drained(), volume.fenced().map(str::to_owned), volume.stats()));
             let Some((drained, fenced, stats)) = state.await else {
                 return Err(VolumeError::Conflict(format!("volume {name:?} was closed meanwhile")));
             };
@@ -133,9 +132,8 @@ impl Daemon {
     pub(super) async fn release_closed(&self, manifest: &Manifest) -> Result<(), VolumeError> {
         let name = &manifest.name;
         let dir = self.data.volume(manifest.id);
-        let failed = |error: &dyn std::fmt::Display| {
-            VolumeError::Failed(format!("cannot release volume {name:?}: {error}"))
-        };
+        let failed =
+            |error: &dyn std::fmt::Display| VolumeError::Failed(format!("cannot release volume {name:?}: {error}"));
         if !is_marked(&dir) {
             return Err(VolumeError::Conflict(format!(
                 "volume {name:?} is not open, so what its log holds cannot be sent to the bucket; open it first \

@@ -126,7 +126,9 @@ impl Daemon {
                 info.error = Some(why);
                 VolumeStatus { info, ..Default::default() }
             }
-            Phase::Closed | Phase::Opening | Phase::Deleting | Phase::Released => VolumeStatus { info, ..Default::default() },
+            Phase::Closed | Phase::Opening | Phase::Deleting | Phase::Released => {
+                VolumeStatus { info, ..Default::default() }
+            }
         }
     }
 }

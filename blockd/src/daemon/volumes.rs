@@ -216,8 +216,7 @@ impl Daemon {
         for name in self.config.volumes.iter().flatten().filter(|name| !names.contains(name)) {
             tracing::warn!(volume = %name, "this volume is to be served, but the store does not have it");
         }
-        self.entries_mut()
-            .extend(names.iter().map(|name| (name.clone(), Entry::new(None, Phase::Closed))));
+        self.entries_mut().extend(names.iter().map(|name| (name.clone(), Entry::new(None, Phase::Closed))));
         let mut openings = JoinSet::new();
         for name in names {
             let (daemon, open) = (self.clone(), wanted(&name));
@@ -436,7 +435,11 @@ impl Daemon {
                 }
             }
             Err(error) => {
+                let asked = why != Why::Start;
                 let why = format!("cannot open volume {name:?}: {}", explain(&error));
+                if asked {
+                    tracing::error!(volume = %name, "{why}");
+                }
                 self.set_phase(&name, Phase::Failed(why.clone()));
                 let away = error.downcast_ref::<OpenError>().is_some_and(OpenError::is_transient);
                 let why = format!("{why}; `blockd volume open {name}` tries again");
@@ -866,9 +869,16 @@ impl Daemon {
 
 /// What became of an attempt to open a volume.
 enum Opened {
-    Here { place: Place, report: OpenReport, notice: Option<String> },
+    Here {
+        place: Place,
+        report: OpenReport,
+        notice: Option<String>,
+    },
     /// It is not to be opened here; with a sentence for who asked for it.
-    Not { phase: Phase, error: Option<String> },
+    Not {
+        phase: Phase,
+        error: Option<String>,
+    },
 }
 
 /// Releases a volume of a daemon that stops, if it is to.

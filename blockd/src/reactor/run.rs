@@ -13,9 +13,9 @@ use super::handle::{ConnectionInfo, DeviceKey, LogShape, Message, ReactorOptions
 use super::inbox::{Inbox, Sender};
 use super::log_io::RingLog;
 use super::log_thread::LogThread;
-use super::{now_us, wall_ms};
 use super::ring::{Event, Op, Ring};
 use super::slab::Slab;
+use super::{now_us, wall_ms};
 use crate::export::nbd::session::SessionParams;
 use crate::volume::{Completion, Effect, Job, LogIo, LogOp};
 

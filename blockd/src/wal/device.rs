@@ -97,7 +97,8 @@ impl FileLog {
             }
         }
         let Some(&segment_bytes) = sizes.first() else { return Ok(None) };
-        if segment_bytes == 0 || !segment_bytes.is_multiple_of(BLOCK_SIZE) || sizes.iter().any(|s| *s != segment_bytes) {
+        if segment_bytes == 0 || !segment_bytes.is_multiple_of(BLOCK_SIZE) || sizes.iter().any(|s| *s != segment_bytes)
+        {
             let why = format!("the log segments in {} are not all of one size", dir.display());
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }

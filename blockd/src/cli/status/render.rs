@@ -1,7 +1,7 @@
 //! The status as text.
 
-use super::super::volume::state;
 use super::super::text::{Align, Table, bytes, count, seconds};
+use super::super::volume::state;
 use super::rates::{Rates, VolumeRates};
 use crate::admin::api::{Status, VolumeStatus};
 use crate::volume::VolumeStats;
