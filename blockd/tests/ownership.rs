@@ -246,6 +246,51 @@ fn a_forced_takeover_on_s3_fences_an_owner_that_is_writing() {
     forced_takeover(&serve, tmp.path());
 }
 
+/// With a long lease nothing tells an owner that it was cut off, until it does something.
+#[test]
+fn an_owner_that_does_not_know_that_it_was_cut_off_changes_nothing() {
+    let shared = Shared::new();
+    let north = shared.serve("north", LONG, &["--destage-age", "1h"]);
+    let busy = shared.serve("busy", LONG, &["--destage-age", "100ms"]);
+    for (daemon, name) in [(&north, "idle"), (&north, "gone"), (&busy, "disk")] {
+        daemon.json(&["volume", "create", name, "--size", "1MiB"]);
+        let mut client = daemon.attach(name);
+        client.write(0, &[1; 4096]).unwrap();
+        client.flush().unwrap();
+    }
+    busy.wait_drained("disk");
+    let south = shared.serve("south", LONG, &[]);
+    for name in ["idle", "gone", "disk"] {
+        south.json(&["volume", "open", name, "--force"]);
+        south.attach(name).write(8192, &[2; 4096]).unwrap();
+    }
+    let said = north.refused(&["volume", "resize", "idle", "2MiB"]);
+    assert!(said.contains("another host has volume \"idle\" now"), "{said}");
+    let said = north.refused(&["volume", "delete", "gone", "--yes", "--force"]);
+    assert!(said.contains("was not deleted") && said.contains("another host has volume"), "{said}");
+    // A chunk meets the seal.
+    let mut client = busy.attach("disk");
+    let answered = write_until_refused(&mut client, 1);
+    assert!(answered > 1);
+    assert!(wait(Duration::from_secs(20), || state(&busy, "disk") == "fenced"), "{}", busy.log());
+    let why = busy.volume("disk")["error"].as_str().unwrap().to_owned();
+    assert!(why.contains("took volume \"disk\" over at "), "{why}");
+    let mut stranded = Value::Null;
+    let found = wait(Duration::from_secs(20), || {
+        stranded = busy.volume("disk")["stranded"].clone();
+        !stranded.is_null()
+    });
+    assert!(found && stranded["writes"].as_u64().unwrap() + 1 >= u64::from(answered), "{stranded}");
+    for name in ["idle", "gone", "disk"] {
+        south.wait_drained(name);
+        let volume = south.volume(name);
+        assert_eq!((&volume["state"], &volume["size"]), (&"open".into(), &MIB.into()), "{volume}");
+        let mut block = [0; 4096];
+        south.attach(name).read(8192, &mut block).unwrap();
+        assert_eq!(block, [2; 4096]);
+    }
+}
+
 #[test]
 fn an_owner_stopped_beyond_its_lease_answers_nothing_wrong() {
     let shared = Shared::new();

@@ -30,11 +30,13 @@ fn mark(dir: &Path) -> std::io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// It is taken back.
+/// It is taken back. Durably: should the marker reappear after a power cut, a restart would take what the log holds by
+/// then for sent.
 pub(super) fn unmark(dir: &Path) -> std::io::Result<()> {
     match fs::remove_file(dir.join(MARKER)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => File::open(dir)?.sync_all(),
     }
 }
 

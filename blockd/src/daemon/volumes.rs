@@ -409,6 +409,8 @@ impl Daemon {
                         entry.phase = Phase::Open(place);
                     }
                     (entry.notice, entry.stranded) = (notice, None);
+                    // Its last owner may have changed it since it was read.
+                    entry.manifest = Some(report.manifest.clone());
                 }
                 tracing::info!(
                     volume = %name,
@@ -569,6 +571,7 @@ impl Daemon {
             name: manifest.name.clone(),
             dir: self.data.volume(manifest.id),
             owner: self.data.host(),
+            last_epoch: last_epoch(manifest),
             log_bytes: self.config.log_size.0,
             segment_bytes: self.config.log_segment.0,
             table_memory_bytes: table,
@@ -717,10 +720,13 @@ impl Daemon {
             }
             std::mem::replace(&mut entry.phase, Phase::Deleting)
         };
-        if let Err(error) = self.may_delete(name, &before).await {
-            self.set_phase(name, before);
-            return Err(error);
-        }
+        let epoch = match self.may_delete(name, &before).await {
+            Ok(epoch) => epoch,
+            Err(error) => {
+                self.set_phase(name, before);
+                return Err(error);
+            }
+        };
         if let Phase::Open(place) = before {
             let clients = place.reactor.connections(place.key).await.len();
             if clients > 0 && !force {
@@ -738,12 +744,18 @@ impl Daemon {
         if let Some(hold) = self.entry(name)?.hold {
             hold.stop();
         }
-        if let Err(error) = self.delete_closed(name).await {
-            let why = format!(
-                "deleting volume {name:?} failed half way: {}; `blockd volume delete {name}` goes on",
-                explain(&error)
-            );
+        if let Err(error) = self.delete_closed(name, epoch).await {
+            let lost = error.downcast_ref::<OpenError>().is_some_and(OpenError::is_not_ours);
+            let why = if lost {
+                format!("volume {name:?} was not deleted: {}", explain(&error))
+            } else {
+                let error = explain(&error);
+                format!("deleting volume {name:?} failed half way: {error}; `blockd volume delete {name}` goes on")
+            };
             self.set_phase(name, Phase::Failed(why.clone()));
+            if lost {
+                return Err(VolumeError::Conflict(why));
+            }
             return Err(VolumeError::Failed(why));
         }
         self.entries_mut().remove(name);
@@ -753,9 +765,11 @@ impl Daemon {
     }
 
     /// Refuses what is another host's, and what would take stranded writes along. Takes the lease where it is nobody's.
-    async fn may_delete(&self, name: &str, before: &Phase) -> Result<(), VolumeError> {
-        if matches!(before, Phase::Open(_)) {
-            return Ok(());
+    /// Returns the epoch under which the volume may be deleted: an owner that was cut off and does not know it yet has an
+    /// old one.
+    async fn may_delete(&self, name: &str, before: &Phase) -> Result<u64, VolumeError> {
+        if let Phase::Open(place) = before {
+            return Ok(with_volume(place, |volume| volume.epoch()).await.unwrap_or(0));
         }
         let (manifest, _) = self.load(name).await?;
         if let Some(stranded) = self.stranded_in_place(&manifest).await? {
@@ -764,7 +778,7 @@ impl Daemon {
         let store = self.store.as_ref();
         let wanted = self.wanted_lease(&manifest);
         match lease::acquire(store, name, wanted, None, false, &instants).await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(last_epoch(&manifest)),
             Err(AcquireError::Held { lease, left_ms, .. }) => {
                 let why = refusal(name, &lease, left_ms);
                 Err(VolumeError::Conflict(format!("volume {name:?} is not deleted: {why}")))
@@ -776,13 +790,13 @@ impl Daemon {
     }
 
     /// The bucket first: should this be interrupted, what is left here is garbage, not a log without its volume.
-    async fn delete_closed(&self, name: &str) -> anyhow::Result<()> {
+    async fn delete_closed(&self, name: &str, epoch: u64) -> anyhow::Result<()> {
         let known = self.entries().get(name).and_then(|entry| entry.manifest.as_ref().map(|m| m.id));
         let id = match known {
             Some(id) => id,
             None => manifest::load(self.store.as_ref(), name).await?.0.id,
         };
-        volume::delete(self.store.as_ref(), name, |_, _| {}).await?;
+        volume::delete(self.store.as_ref(), name, epoch, |_, _| {}).await?;
         let dir = self.data.volume(id);
         match tokio::fs::remove_dir_all(&dir).await {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -865,6 +879,10 @@ impl Daemon {
             .await;
         }
     }
+}
+
+fn last_epoch(manifest: &Manifest) -> u64 {
+    manifest.epochs.last().map_or(0, |last| last.epoch)
 }
 
 /// What became of an attempt to open a volume.

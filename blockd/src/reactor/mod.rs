@@ -19,13 +19,22 @@ mod ring;
 mod run;
 mod slab;
 
+use std::sync::OnceLock;
+
 pub use device::Device;
 pub use handle::{ConnectionInfo, DeviceKey, LogShape, ReactorHandle, ReactorOptions};
 pub use log_io::writes_durably;
 pub use ram::RamDevice;
 
-/// Microseconds on a monotonic clock that also counts while the machine is suspended.
+/// Microseconds on a monotonic clock that also counts while the machine is suspended, and starts at 1 when the process
+/// first asks.
 pub fn now_us() -> u64 {
+    static START: OnceLock<u64> = OnceLock::new();
+    let now = boot_us();
+    now.saturating_sub(*START.get_or_init(|| now)) + 1
+}
+
+fn boot_us() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call gets a valid struct; this clock exists on every Linux we run on.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };

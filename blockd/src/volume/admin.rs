@@ -23,11 +23,21 @@ pub async fn resize(store: &dyn ObjectStore, name: &str, epoch: u64, size: u64) 
 }
 
 /// Deletes a volume whose lease is ours: marks it, which keeps others from opening it, deletes its chunks, then its
-/// lease and its manifest. Interrupted, it can be called again. `progress` hears how many of how many chunks are gone.
-pub async fn delete(store: &dyn ObjectStore, name: &str, progress: impl Fn(u64, u64)) -> Result<(), OpenError> {
+/// lease and its manifest. Interrupted, it can be called again. `last_epoch` is the last one as far as the caller knows,
+/// 0 for a volume that was never opened: when another host has claimed one since, the volume is that one's and nothing
+/// is done. `progress` hears how many of how many chunks are gone.
+pub async fn delete(
+    store: &dyn ObjectStore,
+    name: &str,
+    last_epoch: u64,
+    progress: impl Fn(u64, u64),
+) -> Result<(), OpenError> {
     let error = |e| OpenError::manifest(name, e);
     let (mut manifest, version) = manifest::load(store, name).await.map_err(error)?;
     if manifest.state != VolumeState::Deleting {
+        if manifest.epochs.last().map_or(0, |last| last.epoch) != last_epoch {
+            return Err(error(ManifestError::NotOwner(name.to_owned())));
+        }
         manifest.state = VolumeState::Deleting;
         manifest::replace(store, &manifest, version).await.map_err(error)?;
     }

@@ -107,6 +107,11 @@ impl OpenError {
         }
     }
 
+    /// Whether another host has the volume.
+    pub fn is_not_ours(&self) -> bool {
+        matches!(self, Self::Manifest { source: ManifestError::NotOwner(_), .. })
+    }
+
     pub(super) fn manifest(name: &str, source: ManifestError) -> Self {
         Self::Manifest { name: name.to_owned(), source }
     }
@@ -122,6 +127,8 @@ pub struct OpenOptions {
     pub dir: PathBuf,
     /// Identity of this host.
     pub owner: [u8; 16],
+    /// Last epoch of the volume before its lease was taken. Another one means that somebody else took the volume since.
+    pub last_epoch: u64,
     /// Most bytes of log.
     pub log_bytes: u64,
     /// Bytes per log segment.
@@ -200,14 +207,23 @@ impl Volume {
             segments_max: (options.log_bytes / options.segment_bytes).clamp(4, 200) as u32,
             tuning: options.tuning,
         };
-        Self::open_parts(parts, &options.name, options.owner).await
+        Self::open_expecting(parts, &options.name, options.owner, Some(options.last_epoch)).await
     }
 
     /// As [`Volume::open`], with every dependency given.
     pub async fn open_parts(parts: Parts, name: &str, owner: [u8; 16]) -> Result<(Volume, OpenReport), OpenError> {
+        Self::open_expecting(parts, name, owner, None).await
+    }
+
+    async fn open_expecting(
+        parts: Parts,
+        name: &str,
+        owner: [u8; 16],
+        last_epoch: Option<u64>,
+    ) -> Result<(Volume, OpenReport), OpenError> {
         let applied = parts.table.applied();
         let Claim { manifest, state } =
-            own::claim(parts.store.as_ref(), name, owner, applied.seq, (parts.wall)()).await?;
+            own::claim(parts.store.as_ref(), name, owner, applied.seq, last_epoch, (parts.wall)()).await?;
         let id = manifest.id;
         for seq in applied.seq + 1..=state.seq {
             let epoch = epoch_of(&manifest, seq);

@@ -6,7 +6,7 @@
 //! Chunks outside the recorded prefix are never looked at.
 
 use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, encode_seal, read_index};
-use crate::manifest::{self, EpochStart, Manifest, VolumeState};
+use crate::manifest::{self, EpochStart, Manifest, ManifestError, VolumeState};
 use crate::store::{ObjectStore, PutMode, StoreErrorKind};
 use crate::types::Lsn;
 
@@ -37,17 +37,23 @@ pub fn wall_ms() -> u64 {
 }
 
 /// Claims the volume for `owner`. `applied` is the chunk up to which the local translation table is known to be
-/// right; probing starts after it.
+/// right; probing starts after it. `expected` is the last epoch as the caller knows it: if another host has claimed one
+/// since, the volume is that one's.
 pub async fn claim(
     store: &dyn ObjectStore,
     name: &str,
     owner: [u8; 16],
     applied: u64,
+    expected: Option<u64>,
     now_ms: u64,
 ) -> Result<Claim, OpenError> {
     let (mut manifest, version) = manifest::load(store, name).await.map_err(|e| OpenError::manifest(name, e))?;
     if manifest.state != VolumeState::Active {
         return Err(OpenError::Deleting(name.to_owned()));
+    }
+    let last = manifest.epochs.last().map_or(0, |e| e.epoch);
+    if expected.is_some_and(|expected| expected != last) {
+        return Err(OpenError::manifest(name, ManifestError::NotOwner(name.to_owned())));
     }
     let previous = manifest.epochs.iter().rev().find(|e| e.first_seq > 0).cloned();
     let epoch = manifest.epochs.last().map_or(1, |e| e.epoch + 1);
