@@ -27,12 +27,15 @@ pub mod daemon;
 #[cfg(feature = "engine")]
 mod explain;
 pub mod export;
+pub mod lease;
 pub mod manifest;
 pub mod reactor;
 #[cfg(feature = "engine")]
 pub mod store;
 #[cfg(feature = "engine")]
 pub mod table;
+#[cfg(feature = "engine")]
+mod text;
 pub mod types;
 pub mod volume;
 pub mod wal;

@@ -509,6 +509,9 @@ fn a_new_host_opens_no_volume_whose_history_has_a_hole() {
         let before = contents(&bucket);
         fs::remove_dir_all(&data).unwrap();
         daemon.restart();
+        for name in ["disk", "other"] {
+            daemon.run(&["volume", "open", name, "--force"]);
+        }
         let volume = daemon.volume("disk");
         assert_eq!(volume["state"], "failed", "{damage}: {volume}");
         let why = volume["error"].as_str().unwrap();

@@ -60,6 +60,7 @@ impl Bucket {
 fn check_on_a_new_host(bucket: &Bucket, shadow: &Shadow) {
     let tmp = tempfile::tempdir().unwrap();
     let daemon = bucket.serve(tmp.path(), &[]);
+    daemon.json(&["volume", "open", "disk", "--force"]);
     shadow.check_all(&mut daemon.attach("disk"));
 }
 
@@ -83,11 +84,8 @@ fn what_is_in_the_bucket_survives_the_end_of_process_and_host() {
     shadow.scribble(&mut client, 100);
     shadow.flush(&mut client);
     daemon.wait_drained("disk");
-    daemon.kill();
-    std::fs::remove_dir_all(tmp.path()).unwrap();
-
-    daemon.restart();
-    assert!(daemon.ready.contains("1 of 1 volumes open"), "{}", daemon.ready);
+    daemon.restart_as_new_host("disk");
+    assert!(daemon.ready.contains("0 of 1 volumes open"), "{}", daemon.ready);
     let mut client = daemon.attach("disk");
     shadow.check_all(&mut client);
     // Through the read cache, and then as the owner of the volume.
@@ -181,9 +179,7 @@ fn no_client_notices_requests_that_fail_now_and_then() {
     assert!(puts > 3 && gets > 10, "only {puts} PUTs and {gets} GETs met trouble");
 
     // A new host opens the volume through the same troubles.
-    daemon.kill();
-    std::fs::remove_dir_all(tmp.path()).unwrap();
-    daemon.restart();
+    daemon.restart_as_new_host("disk");
     shadow.check_all(&mut daemon.attach("disk"));
     assert_eq!(daemon.stop(), Some(0));
 }
@@ -263,6 +259,7 @@ fn writers_wait_while_the_log_is_full_and_then_go_on() {
     // The second writer's block was overwritten by the first's last megabyte, or stands: only that one is uncertain.
     let other = tempfile::tempdir().unwrap();
     let daemon = bucket.serve(other.path(), &[]);
+    daemon.json(&["volume", "open", "disk", "--force"]);
     let mut client = daemon.attach("disk");
     shadow.check(&mut client, 0, 31 * MIB);
     shadow.check(&mut client, 31 * MIB + 4096, MIB - 4096);
@@ -351,18 +348,14 @@ fn an_object_flush_waits_for_the_bucket_and_then_survives_the_loss_of_the_host()
         } else {
             shadow.flush(&mut client);
         }
-        daemon.kill();
-        std::fs::remove_dir_all(tmp.path()).unwrap();
-        daemon.restart();
+        daemon.restart_as_new_host("disk");
         shadow.check_all(&mut daemon.attach("disk"));
     }
     // A write with FUA needs no flush.
     let mut client = daemon.attach("disk");
     client.submit(Request::Write { offset: 5 << 20, data: &[3; 8192], fua: true }).unwrap();
     client.next_reply().unwrap().1.unwrap();
-    daemon.kill();
-    std::fs::remove_dir_all(tmp.path()).unwrap();
-    daemon.restart();
+    daemon.restart_as_new_host("disk");
     let mut found = [0; 8192];
     daemon.attach("disk").read(5 << 20, &mut found).unwrap();
     assert!(found == [3; 8192]);

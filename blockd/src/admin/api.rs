@@ -67,6 +67,16 @@ pub enum VolumeState {
     Deleting,
     /// It could not be opened, or not be deleted.
     Failed,
+    /// Another host serves it.
+    Held,
+    /// Another host served it, and its lease has run out.
+    Expired,
+    /// On its way to be released: what was accepted is being sent to the bucket.
+    Releasing,
+    /// Let go by this host; everything is in the bucket.
+    Released,
+    /// Lost to another host while this one served it; writes may be stranded here.
+    Fenced,
 }
 
 impl VolumeState {
@@ -78,6 +88,11 @@ impl VolumeState {
             Self::Open => "open",
             Self::Deleting => "deleting",
             Self::Failed => "failed",
+            Self::Held => "held",
+            Self::Expired => "expired",
+            Self::Releasing => "releasing",
+            Self::Released => "released",
+            Self::Fenced => "fenced",
         }
     }
 }
@@ -105,6 +120,99 @@ pub struct VolumeInfo {
     pub error: Option<String>,
     /// Connections to it.
     pub clients: u64,
+    /// Who holds it, when that is another host.
+    #[serde(default)]
+    pub holder: Option<LeaseStatus>,
+    /// What this host acknowledged and the volume's history went on without.
+    #[serde(default)]
+    pub stranded: Option<StrandedStatus>,
+    /// What was found when it was opened that somebody should know.
+    #[serde(default)]
+    pub notice: Option<String>,
+}
+
+/// What a lease says. Times are Unix milliseconds by its owner's clock.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// Identity of the owner's data directory, in hexadecimal.
+    pub host: String,
+    /// What the owner's machine calls itself.
+    pub host_name: String,
+    /// The owner's epoch; 0 while it is opening the volume.
+    pub epoch: u64,
+    /// When it was taken.
+    pub since_ms: u64,
+    /// When it was renewed last.
+    pub renewed_ms: u64,
+    /// When it ends unless it is renewed.
+    pub until_ms: u64,
+    /// Last LSN in the bucket, as the owner knew then.
+    pub bucket_lsn: u64,
+    /// Last LSN accepted then.
+    pub last_lsn: u64,
+    /// Bytes accepted and not in the bucket then.
+    pub dirty_bytes: u64,
+}
+
+/// Acknowledged writes that never reached the bucket before another host took the volume over.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StrandedStatus {
+    /// The volume's name.
+    pub volume: String,
+    /// Its identity.
+    pub id: String,
+    /// Epoch they were written under.
+    pub epoch: u64,
+    /// Epoch of the owner that went on without them.
+    pub taken_epoch: u64,
+    /// How many.
+    pub writes: u64,
+    /// Their payload in bytes.
+    pub bytes: u64,
+    /// The first.
+    pub first_lsn: u64,
+    /// The last.
+    pub last_lsn: u64,
+    /// When the first was written, Unix milliseconds.
+    pub first_ms: u64,
+    /// When the last was written, Unix milliseconds.
+    pub last_ms: u64,
+    /// The log that holds them.
+    pub log: PathBuf,
+    /// Whether they were set aside, so that they are in nobody's way.
+    pub set_aside: bool,
+}
+
+/// `POST /v1/volumes/NAME/stranded/export`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportStranded {
+    /// The file, a whole path.
+    pub file: PathBuf,
+    /// Write them into the file that is there, instead of making a new one of the blocks that were written.
+    #[serde(default)]
+    pub apply: bool,
+    /// Which, when there are several.
+    #[serde(default)]
+    pub epoch: Option<u64>,
+}
+
+/// Its answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportedStranded {
+    /// What was exported.
+    pub stranded: StrandedStatus,
+    /// The list of all writes, beside the file.
+    pub list: PathBuf,
+}
+
+/// Query of `POST /v1/volumes/NAME/open` and `/release`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forced {
+    /// Open: take it from the host that holds it. Release: even though clients are connected.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// `GET /v1/volumes/NAME`: a volume and its counters.

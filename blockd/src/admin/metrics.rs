@@ -44,6 +44,12 @@ const VOLUME_GAUGES: &[Metric<VolumeStats, f64>] = &[
     ("blockd_volume_log_dead", Unit::Count, "1 when the log device failed and nothing is acknowledged any more", |s| {
         flag(s.log_dead.is_some())
     }),
+    ("blockd_volume_suspended", Unit::Count, "1 while requests wait because the lease could not be renewed", |s| {
+        flag(s.suspended)
+    }),
+    ("blockd_volume_fenced", Unit::Count, "1 when another host has taken the volume over", |s| {
+        flag(s.fenced.is_some())
+    }),
 ];
 
 const VOLUME_COUNTERS: &[Metric<VolumeStats, u64>] = &[

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 
-use super::api::{CreateVolume, DeleteVolume, ErrorBody, ResizeVolume};
+use super::api::{CreateVolume, DeleteVolume, ErrorBody, ExportStranded, Forced, ResizeVolume};
 use super::metrics;
 use crate::daemon::{Daemon, VolumeError};
 
@@ -21,6 +21,10 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes", get(list).post(create))
         .route("/v1/volumes/{name}", get(show).delete(delete))
         .route("/v1/volumes/{name}/open", post(open))
+        .route("/v1/volumes/{name}/release", post(release))
+        .route("/v1/volumes/{name}/stranded/export", post(export_stranded))
+        .route("/v1/volumes/{name}/stranded/discard", post(discard_stranded))
+        .route("/v1/stranded", get(stranded))
         .route("/v1/volumes/{name}/resize", post(resize))
         .route("/metrics", get(scrape))
         .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no such path".into()) })
@@ -80,7 +84,7 @@ async fn to_the_end<T: Send + 'static>(
 }
 
 async fn list(State(daemon): State<Arc<Daemon>>) -> Response {
-    Json(daemon.status().await.volumes).into_response()
+    Json(daemon.volumes().await).into_response()
 }
 
 async fn show(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {
@@ -96,8 +100,42 @@ async fn create(
     Ok((StatusCode::CREATED, Json(status)).into_response())
 }
 
-async fn open(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {
-    let status = to_the_end(async move { daemon.open(&name).await }).await?;
+async fn open(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Query<Forced>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(request) = request?;
+    let status = to_the_end(async move { daemon.open(&name, request.force).await }).await?;
+    Ok(Json(status).into_response())
+}
+
+async fn release(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Query<Forced>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(request) = request?;
+    let status = to_the_end(async move { daemon.release(&name, request.force).await }).await?;
+    Ok(Json(status).into_response())
+}
+
+async fn stranded(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal> {
+    Ok(Json(daemon.stranded().await?).into_response())
+}
+
+async fn export_stranded(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Json<ExportStranded>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    let exported = to_the_end(async move { daemon.export_stranded(&name, request).await }).await?;
+    Ok(Json(exported).into_response())
+}
+
+async fn discard_stranded(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {
+    let status = to_the_end(async move { daemon.discard_stranded(&name).await }).await?;
     Ok(Json(status).into_response())
 }
 

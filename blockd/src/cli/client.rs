@@ -12,7 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::admin::api::{CreateVolume, DaemonInfo, ErrorBody, ResizeVolume, Status, VolumeStatus};
+use crate::admin::api::{
+    CreateVolume, DaemonInfo, ErrorBody, ExportStranded, ExportedStranded, ResizeVolume, Status, StrandedStatus,
+    VolumeStatus,
+};
 
 /// Talks to the daemon on one admin socket. Every call connects anew, so a daemon that restarts does not matter.
 pub struct Client {
@@ -52,8 +55,28 @@ impl Client {
     }
 
     /// Serves a volume that is not served.
-    pub async fn open(&self, name: &str) -> anyhow::Result<VolumeStatus> {
-        self.call(Method::POST, &format!("/v1/volumes/{name}/open"), None::<&()>).await
+    pub async fn open(&self, name: &str, force: bool) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/open?force={force}"), None::<&()>).await
+    }
+
+    /// Sends all of a volume to the bucket and lets it go.
+    pub async fn release(&self, name: &str, force: bool) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/release?force={force}"), None::<&()>).await
+    }
+
+    /// All stranded writes of this host.
+    pub async fn stranded(&self) -> anyhow::Result<Vec<StrandedStatus>> {
+        self.call(Method::GET, "/v1/stranded", None::<&()>).await
+    }
+
+    /// Writes stranded writes to a file.
+    pub async fn export_stranded(&self, name: &str, request: &ExportStranded) -> anyhow::Result<ExportedStranded> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/stranded/export"), Some(request)).await
+    }
+
+    /// Sets stranded writes aside.
+    pub async fn discard_stranded(&self, name: &str) -> anyhow::Result<StrandedStatus> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/stranded/discard"), None::<&()>).await
     }
 
     /// Changes a volume's size.

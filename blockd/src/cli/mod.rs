@@ -6,9 +6,9 @@
 
 mod client;
 mod confirm;
+mod ownership;
 mod serve;
 mod status;
-mod text;
 mod transfer;
 mod volume;
 
@@ -20,6 +20,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use client::Client;
+
+use crate::text;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -166,6 +168,14 @@ mod tests {
             "blockd volume list --json --data /d",
             "blockd volume show disk",
             "blockd volume open disk",
+            "blockd volume open disk --force",
+            "blockd volume release disk",
+            "blockd volume release disk --force --json",
+            "blockd volume stranded list",
+            "blockd volume stranded export disk lost.raw",
+            "blockd volume stranded export disk copy.raw --apply --epoch 3",
+            "blockd volume stranded discard disk --yes",
+            "blockd serve --lease 30s --release-on-stop",
             "blockd volume resize disk 20GiB",
             "blockd volume resize disk 1GiB --shrink",
             "blockd volume delete disk --yes --force",

@@ -3,8 +3,8 @@
 use clap::{Args, Subcommand};
 
 use super::text::{Align, Table, bytes, date};
-use super::{ClientArgs, confirm, print, print_json, transfer};
-use crate::admin::api::{CreateVolume, ResizeVolume, VolumeStatus};
+use super::{ClientArgs, confirm, ownership, print, print_json, transfer};
+use crate::admin::api::{CreateVolume, ResizeVolume, VolumeInfo, VolumeState, VolumeStatus};
 use crate::chunk::Codec;
 use crate::config::ByteSize;
 use crate::manifest::{self, Durability};
@@ -18,8 +18,13 @@ pub(super) enum VolumeCommand {
     List(ListArgs),
     /// Show one volume and how to attach it
     Show(NameArgs),
-    /// Serve a volume that failed to open, or that another daemon made
-    Open(NameArgs),
+    /// Serve a volume that is not served here: it failed to open, was released, or is another host's
+    Open(ownership::OpenArgs),
+    /// Send everything to the bucket and let go of a volume, so that another host can open it
+    Release(ownership::ReleaseArgs),
+    /// Writes that were acknowledged here before another host took the volume over, and never reached the bucket
+    #[command(subcommand)]
+    Stranded(ownership::StrandedCommand),
     /// Change the size of a volume
     Resize(ResizeArgs),
     /// Remove a volume and all its data
@@ -150,10 +155,9 @@ pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
             let volume = args.client.client().volume(&args.name).await?;
             said(&args.client, &volume, &details(&volume))
         }
-        VolumeCommand::Open(args) => {
-            let volume = args.client.client().open(&args.name).await?;
-            said(&args.client, &volume, &format!("volume {} is open\n", args.name))
-        }
+        VolumeCommand::Open(args) => ownership::open(args).await,
+        VolumeCommand::Release(args) => ownership::release(args).await,
+        VolumeCommand::Stranded(command) => ownership::stranded(command).await,
         VolumeCommand::Resize(args) => {
             let request = ResizeVolume { size: args.size.0, shrink: args.shrink };
             let volume = args.client.client().resize(&args.name, &request).await?;
@@ -169,7 +173,7 @@ pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
     }
 }
 
-fn said(args: &ClientArgs, value: &impl serde::Serialize, text: &str) -> anyhow::Result<()> {
+pub(super) fn said(args: &ClientArgs, value: &impl serde::Serialize, text: &str) -> anyhow::Result<()> {
     if args.json { print_json(value) } else { print(text) }
 }
 
@@ -205,12 +209,21 @@ fn list(volumes: &[VolumeStatus]) -> String {
             bytes(info.size),
             info.durability.clone(),
             info.codec.clone(),
-            info.state.as_str().to_owned(),
+            state(info),
             info.clients.to_string(),
         ]);
     }
     let errors = volumes.iter().filter_map(|volume| volume.info.error.as_ref());
     errors.fold(table.to_string(), |text, error| text + "! " + error + "\n")
+}
+
+/// Its state, with the host that decides it.
+pub(super) fn state(info: &VolumeInfo) -> String {
+    match (&info.holder, info.state) {
+        (Some(holder), VolumeState::Held) => format!("held by {}", holder.host_name),
+        (Some(holder), VolumeState::Expired) => format!("expired ({})", holder.host_name),
+        _ => info.state.as_str().to_owned(),
+    }
 }
 
 fn details(volume: &VolumeStatus) -> String {
@@ -223,9 +236,16 @@ fn details(volume: &VolumeStatus) -> String {
         ("codec", info.codec.clone()),
         ("chunk size", bytes(info.chunk_bytes)),
         ("created", date(info.created_ms)),
-        ("state", info.state.as_str().to_owned()),
+        ("state", state(info)),
         ("clients", info.clients.to_string()),
     ];
+    if let Some(holder) = &info.holder {
+        lines.push(("held since", date(holder.since_ms)));
+        lines.push(("lease until", format!("{} (renewed {})", date(holder.until_ms), date(holder.renewed_ms))));
+        let unsent = format!("{}, up to write {}", bytes(holder.dirty_bytes), holder.last_lsn);
+        lines.push(("only there", format!("{unsent} as of then; in the bucket: up to {}", holder.bucket_lsn)));
+    }
+    lines.extend(info.notice.iter().map(|notice| ("notice", notice.clone())));
     lines.extend(info.error.iter().map(|error| ("error", error.clone())));
     lines.extend(volume.uris.iter().map(|uri| ("attach", uri.clone())));
     lines.iter().map(|(label, value)| format!("{label:<11} {value}\n")).collect()
@@ -234,7 +254,6 @@ fn details(volume: &VolumeStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::api::{VolumeInfo, VolumeState};
 
     fn volume() -> VolumeStatus {
         VolumeStatus {
@@ -249,6 +268,7 @@ mod tests {
                 state: VolumeState::Open,
                 error: None,
                 clients: 2,
+                ..Default::default()
             },
             uris: vec!["nbd://127.0.0.1:10809/disk".into()],
             stats: None,

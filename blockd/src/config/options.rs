@@ -59,6 +59,14 @@ pub struct Config {
     #[arg(long, value_name = "TIME", default_value = "10s", help_heading = "S3")]
     pub s3_timeout: Interval,
 
+    /// How long another host leaves a volume alone after this one was last heard of. Renewed five times in that time
+    #[arg(long, value_name = "TIME", default_value = "5m", help_heading = "Ownership")]
+    pub lease: Interval,
+
+    /// When stopped, send everything to the bucket and let go of all volumes, so that another host can have them
+    #[arg(long, help_heading = "Ownership")]
+    pub release_on_stop: bool,
+
     /// Unix socket for NBD clients, or none [default: <data>/nbd.sock]
     #[arg(long, value_name = "PATH", help_heading = "Network")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -262,6 +270,10 @@ impl Config {
         }
         if self.destage_age.0.is_zero() {
             return Err("destage-age must be longer than 0s".into());
+        }
+        let day = std::time::Duration::from_secs(86400);
+        if !(std::time::Duration::from_secs(1)..=day).contains(&self.lease.0) {
+            return Err(format!("lease is {}; it must be from 1s to 24h", self.lease));
         }
         if self.s3_timeout.0.as_secs() == 0 {
             return Err("s3-timeout must be at least 1s".into());

@@ -6,10 +6,13 @@
 
 mod data_dir;
 mod exports;
+mod hold;
 mod notify;
+mod release;
 mod run;
 mod signals;
 mod status;
+mod stranded;
 mod volumes;
 
 pub use data_dir::{DataDir, DataDirError};

@@ -2,9 +2,11 @@
 
 use futures::future::join_all;
 
+use super::stranded::why_not;
 use super::volumes::{Daemon, Entry, Phase, VolumeError, with_volume};
-use crate::admin::api::{DaemonInfo, MemoryStatus, Status, VolumeInfo, VolumeStatus};
+use crate::admin::api::{DaemonInfo, LeaseStatus, MemoryStatus, Status, VolumeInfo, VolumeState, VolumeStatus};
 use crate::export::nbd::server::Listen;
+use crate::lease::Verdict;
 
 impl Daemon {
     /// Who answers.
@@ -36,8 +38,17 @@ impl Daemon {
     /// # Errors
     /// [`VolumeError::Unknown`].
     pub async fn show(&self, name: &str) -> Result<VolumeStatus, VolumeError> {
+        self.entry(name)?;
+        self.look_at_lease(name).await;
         let entry = self.entry(name)?;
         Ok(self.describe(&self.info(), name, entry).await)
+    }
+
+    /// All volumes, and what other hosts' leases say now.
+    pub async fn volumes(&self) -> Vec<VolumeStatus> {
+        let names: Vec<String> = self.entries().keys().cloned().collect();
+        join_all(names.iter().map(|name| self.look_at_lease(name))).await;
+        self.status().await.volumes
     }
 
     /// Everything.
@@ -72,17 +83,52 @@ impl Daemon {
             info.chunk_bytes = manifest.chunk_bytes.into();
             info.created_ms = manifest.created_ms;
         }
+        info.stranded = entry.stranded;
+        info.notice = entry.notice;
         match entry.phase {
-            Phase::Open(place) => {
+            Phase::Open(place) | Phase::Releasing(place) => {
                 info.clients = place.reactor.connections(place.key).await.len() as u64;
                 let stats = with_volume(&place, |volume| volume.stats()).await;
                 VolumeStatus { uris: daemon.nbd_uris(name), info, stats }
+            }
+            Phase::Fenced(fenced) => {
+                info.error = Some(fenced.why);
+                let stats = match &fenced.place {
+                    Some(place) => with_volume(place, |volume| volume.stats()).await,
+                    None => None,
+                };
+                VolumeStatus { info, stats, ..Default::default() }
+            }
+            Phase::Elsewhere(elsewhere) => {
+                let lease = &elsewhere.lease;
+                info.state = match self.verdict(&elsewhere) {
+                    Verdict::Held(_) => VolumeState::Held,
+                    Verdict::Free | Verdict::Own => VolumeState::Released,
+                    Verdict::Expired | Verdict::Watch(_) => VolumeState::Expired,
+                };
+                info.holder = (info.state != VolumeState::Released).then(|| LeaseStatus {
+                    host: uuid::Uuid::from_bytes(lease.host).simple().to_string(),
+                    host_name: lease.host_name.clone(),
+                    epoch: lease.epoch,
+                    since_ms: lease.since_ms,
+                    renewed_ms: lease.renewed_ms,
+                    until_ms: lease.renewed_ms.saturating_add(lease.duration_ms),
+                    bucket_lsn: lease.bucket_lsn,
+                    last_lsn: lease.last_lsn,
+                    dirty_bytes: lease.dirty_bytes,
+                });
+                if let Some(stranded) = &info.stranded {
+                    (info.state, info.error) = (VolumeState::Fenced, Some(why_not(stranded)));
+                }
+                VolumeStatus { info, ..Default::default() }
             }
             Phase::Failed(why) => {
                 info.error = Some(why);
                 VolumeStatus { info, ..Default::default() }
             }
-            Phase::Closed | Phase::Opening | Phase::Deleting => VolumeStatus { info, ..Default::default() },
+            Phase::Closed | Phase::Opening | Phase::Deleting | Phase::Released => {
+                VolumeStatus { info, ..Default::default() }
+            }
         }
     }
 }

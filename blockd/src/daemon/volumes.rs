@@ -14,15 +14,20 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::task::JoinSet;
 
 use super::DataDir;
-use crate::admin::api::{CreateVolume, ResizeVolume, VolumeState, VolumeStatus};
+use super::hold::{Hold, holder, instants, may_hold};
+use super::release;
+use super::stranded::why_not;
+use crate::admin::api::{CreateVolume, ResizeVolume, StrandedStatus, VolumeState, VolumeStatus};
 use crate::cache::FrameCache;
 use crate::chunk::Codec;
 use crate::config::{ByteSize, Config, check_chunk_size};
 use crate::explain::explain;
 use crate::export::nbd::server::Listen;
+use crate::lease::{self, AcquireError, Judge, Lease, LeaseState, Sighting, Verdict};
 use crate::manifest::{self, Durability, Manifest, ManifestError};
 use crate::reactor::{Device, DeviceKey, ReactorHandle};
 use crate::store::{CountedStore, ObjectStore};
+use crate::text::date;
 use crate::types::{BLOCK_SIZE, VolumeId};
 use crate::volume::{self, OpenError, OpenOptions, OpenReport, Tuning, Volume};
 
@@ -67,8 +72,30 @@ pub(super) enum Phase {
     Closed,
     Opening,
     Open(Place),
+    /// See `super::release`.
+    Releasing(Place),
+    Released,
+    /// Another host's.
+    Elsewhere(Box<Elsewhere>),
+    /// Lost to another host.
+    Fenced(Fenced),
     Deleting,
     Failed(String),
+}
+
+/// What is known of another host's lease.
+#[derive(Clone)]
+pub(super) struct Elsewhere {
+    pub lease: Lease,
+    pub seen: Sighting,
+}
+
+/// A volume that was lost.
+#[derive(Clone)]
+pub(super) struct Fenced {
+    /// Still there to refuse what clients ask.
+    pub place: Option<Place>,
+    pub why: String,
 }
 
 impl Phase {
@@ -77,6 +104,10 @@ impl Phase {
             Self::Closed => VolumeState::Closed,
             Self::Opening => VolumeState::Opening,
             Self::Open(_) => VolumeState::Open,
+            Self::Releasing(_) => VolumeState::Releasing,
+            Self::Released => VolumeState::Released,
+            Self::Elsewhere(_) => VolumeState::Held,
+            Self::Fenced(_) => VolumeState::Fenced,
             Self::Deleting => VolumeState::Deleting,
             Self::Failed(_) => VolumeState::Failed,
         }
@@ -89,6 +120,29 @@ pub(super) struct Entry {
     /// Absent while it could not be read.
     pub manifest: Option<Manifest>,
     pub phase: Phase,
+    /// Its lease, while this host holds it.
+    pub hold: Option<Arc<Hold>>,
+    /// What is known to be stranded in its log.
+    pub stranded: Option<StrandedStatus>,
+    /// What was found when it was opened.
+    pub notice: Option<String>,
+}
+
+impl Entry {
+    fn new(manifest: Option<Manifest>, phase: Phase) -> Self {
+        Self { manifest, phase, hold: None, stranded: None, notice: None }
+    }
+}
+
+/// Why a volume is opened; decides what happens when another host had it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// The daemon starts: only what is its own, or nobody's.
+    Start,
+    /// Somebody asked for it: also what another host's lease does not cover any more.
+    Asked,
+    /// Somebody wants it whatever another host holds.
+    Forced,
 }
 
 /// Everything that lives as long as the process.
@@ -138,13 +192,13 @@ impl Daemon {
         self.volumes.write().expect("no code panics while it holds this lock")
     }
 
-    fn set_phase(&self, name: &str, phase: Phase) {
+    pub(super) fn set_phase(&self, name: &str, phase: Phase) {
         if let Some(entry) = self.entries_mut().get_mut(name) {
             entry.phase = phase;
         }
     }
 
-    fn refuse_while_closing(&self) -> Result<(), VolumeError> {
+    pub(super) fn refuse_while_closing(&self) -> Result<(), VolumeError> {
         match self.closing.load(Ordering::Acquire) {
             true => Err(VolumeError::Conflict("blockd is shutting down; try again when it is back".into())),
             false => Ok(()),
@@ -162,14 +216,13 @@ impl Daemon {
         for name in self.config.volumes.iter().flatten().filter(|name| !names.contains(name)) {
             tracing::warn!(volume = %name, "this volume is to be served, but the store does not have it");
         }
-        self.entries_mut()
-            .extend(names.iter().map(|name| (name.clone(), Entry { manifest: None, phase: Phase::Closed })));
+        self.entries_mut().extend(names.iter().map(|name| (name.clone(), Entry::new(None, Phase::Closed))));
         let mut openings = JoinSet::new();
         for name in names {
             let (daemon, open) = (self.clone(), wanted(&name));
             openings.spawn(async move {
                 let result = match open {
-                    true => daemon.open(&name).await.map(drop),
+                    true => daemon.open_at_start(&name).await,
                     false => daemon.look_at(&name).await,
                 };
                 match result {
@@ -197,7 +250,7 @@ impl Daemon {
             {
                 return;
             }
-            match self.open(&name).await {
+            match self.open_at_start(&name).await {
                 Err(VolumeError::Away(error)) => tracing::debug!(volume = %name, "{error}"),
                 Err(error) => return tracing::error!(volume = %name, "{error}"),
                 Ok(_) => return,
@@ -214,7 +267,7 @@ impl Daemon {
         Ok(())
     }
 
-    async fn load(&self, name: &str) -> Result<(Manifest, crate::store::Version), VolumeError> {
+    pub(super) async fn load(&self, name: &str) -> Result<(Manifest, crate::store::Version), VolumeError> {
         manifest::load(self.store.as_ref(), name).await.map_err(|error| match error {
             ManifestError::NotFound(name) => VolumeError::Unknown(name),
             ManifestError::Name(_) => VolumeError::Invalid(error.to_string()),
@@ -226,7 +279,7 @@ impl Daemon {
     }
 
     /// Makes a volume and serves it.
-    pub async fn create(&self, request: CreateVolume) -> Result<VolumeStatus, VolumeError> {
+    pub async fn create(self: &Arc<Self>, request: CreateVolume) -> Result<VolumeStatus, VolumeError> {
         self.refuse_while_closing()?;
         let manifest = self.new_manifest(&request)?;
         let name = manifest.name.clone();
@@ -237,8 +290,7 @@ impl Daemon {
                     "a volume named {name:?} exists already; choose another name"
                 )));
             }
-            let entry = Entry { manifest: Some(manifest.clone()), phase: Phase::Opening };
-            entries.insert(name.clone(), entry);
+            entries.insert(name.clone(), Entry::new(Some(manifest.clone()), Phase::Opening));
         }
         if let Err(error) = manifest::create(self.store.as_ref(), &manifest).await {
             self.entries_mut().remove(&name);
@@ -249,7 +301,7 @@ impl Daemon {
                 error => VolumeError::Failed(format!("cannot create volume {name:?}: {error}")),
             });
         }
-        self.open_device(manifest).await?;
+        self.open_device(manifest, Why::Asked, None).await?;
         self.show(&name).await
     }
 
@@ -273,28 +325,52 @@ impl Daemon {
         })
     }
 
-    /// Serves a volume that is not served: one that failed to open, or that another daemon made.
-    pub async fn open(&self, name: &str) -> Result<VolumeStatus, VolumeError> {
+    /// Serves a volume that is not served: one that failed to open, was released, or was another host's. What another
+    /// host holds is taken from it only with `force`.
+    pub async fn open(self: &Arc<Self>, name: &str, force: bool) -> Result<VolumeStatus, VolumeError> {
+        let why = if force { Why::Forced } else { Why::Asked };
+        self.open_for(name, why).await?;
+        self.show(name).await
+    }
+
+    /// As [`Daemon::open`], for a daemon that starts: a volume that is another host's, or was released here, stays
+    /// closed, which is no error.
+    async fn open_at_start(self: &Arc<Self>, name: &str) -> Result<(), VolumeError> {
+        self.open_for(name, Why::Start).await
+    }
+
+    async fn open_for(self: &Arc<Self>, name: &str, why: Why) -> Result<(), VolumeError> {
         self.refuse_while_closing()?;
         manifest::check_name(name).map_err(|e| VolumeError::Invalid(e.to_string()))?;
-        let known = {
+        let before = {
             let mut entries = self.entries_mut();
             let known = entries.contains_key(name);
-            let entry = entries.entry(name.to_owned()).or_insert(Entry { manifest: None, phase: Phase::Closed });
-            match entry.phase {
+            let entry = entries.entry(name.to_owned()).or_insert(Entry::new(None, Phase::Closed));
+            match entry.phase.clone() {
                 Phase::Opening | Phase::Deleting => return Err(busy(name, &entry.phase)),
-                Phase::Open(_) => None,
-                Phase::Closed | Phase::Failed(_) => {
+                Phase::Open(_) => return Ok(()),
+                // Whoever waits for it to be drained notices, and lets clients in again.
+                Phase::Releasing(place) => {
+                    entry.phase = Phase::Open(place);
+                    return Ok(());
+                }
+                before => {
                     entry.phase = Phase::Opening;
-                    Some(known)
+                    known.then_some(before)
                 }
             }
         };
-        let Some(known) = known else { return self.show(name).await };
+        if let Some(Phase::Fenced(Fenced { place: Some(place), .. })) = &before {
+            place.reactor.close_device(place.key).await;
+        }
+        let seen = match &before {
+            Some(Phase::Elsewhere(elsewhere)) => Some(elsewhere.seen),
+            _ => None,
+        };
         let manifest = match self.load(name).await {
             Ok((manifest, _)) => manifest,
             Err(error) => {
-                if known && !matches!(error, VolumeError::Unknown(_)) {
+                if before.is_some() && !matches!(error, VolumeError::Unknown(_)) {
                     self.set_phase(name, Phase::Failed(error.to_string()));
                 } else {
                     self.entries_mut().remove(name);
@@ -310,17 +386,32 @@ impl Daemon {
             self.set_phase(name, Phase::Failed(why.clone()));
             return Err(VolumeError::Conflict(why));
         }
-        self.open_device(manifest).await?;
-        self.show(name).await
+        self.open_device(manifest, why, seen).await
     }
 
-    /// From `Opening` to `Open` or `Failed`.
-    async fn open_device(&self, manifest: Manifest) -> Result<(), VolumeError> {
+    /// From `Opening` to `Open`, or to what keeps it from being opened.
+    async fn open_device(
+        self: &Arc<Self>,
+        manifest: Manifest,
+        why: Why,
+        seen: Option<Sighting>,
+    ) -> Result<(), VolumeError> {
         let name = manifest.name.clone();
         let begun = Instant::now();
-        match self.try_open_device(&manifest).await {
-            Ok((place, report)) => {
-                self.set_phase(&name, Phase::Open(place));
+        match self.try_open_device(&manifest, why, seen).await {
+            Ok(Opened::Here { place, report, notice }) => {
+                if let Some(notice) = &notice {
+                    tracing::warn!(volume = %name, "{notice}");
+                }
+                if let Some(entry) = self.entries_mut().get_mut(&name) {
+                    // It may have been lost in the moment since it was opened.
+                    if matches!(entry.phase, Phase::Opening) {
+                        entry.phase = Phase::Open(place);
+                    }
+                    (entry.notice, entry.stranded) = (notice, None);
+                    // Its last owner may have changed it since it was read.
+                    entry.manifest = Some(report.manifest.clone());
+                }
                 tracing::info!(
                     volume = %name,
                     took = ?begun.elapsed(),
@@ -334,8 +425,23 @@ impl Daemon {
                 self.share_memory().await;
                 Ok(())
             }
+            Ok(Opened::Not { phase, error }) => {
+                self.set_phase(&name, phase);
+                match error {
+                    Some(error) if why != Why::Start => Err(VolumeError::Conflict(error)),
+                    Some(error) => {
+                        tracing::warn!(volume = %name, "not opened: {error}");
+                        Ok(())
+                    }
+                    None => Ok(()),
+                }
+            }
             Err(error) => {
+                let asked = why != Why::Start;
                 let why = format!("cannot open volume {name:?}: {}", explain(&error));
+                if asked {
+                    tracing::error!(volume = %name, "{why}");
+                }
                 self.set_phase(&name, Phase::Failed(why.clone()));
                 let away = error.downcast_ref::<OpenError>().is_some_and(OpenError::is_transient);
                 let why = format!("{why}; `blockd volume open {name}` tries again");
@@ -344,13 +450,128 @@ impl Daemon {
         }
     }
 
-    async fn try_open_device(&self, manifest: &Manifest) -> anyhow::Result<(Place, OpenReport)> {
+    async fn try_open_device(
+        self: &Arc<Self>,
+        manifest: &Manifest,
+        why: Why,
+        seen: Option<Sighting>,
+    ) -> anyhow::Result<Opened> {
+        let (name, store) = (&manifest.name, self.store.as_ref() as &dyn ObjectStore);
+        // Stranded writes are looked for first: they are to be shown whoever has the volume now.
+        let stranded = self.stranded_in_place(manifest).await?;
+        self.note_stranded(name, stranded.clone());
+        if why == Why::Start
+            && let Some(not) = self.stays_closed(manifest).await?
+        {
+            return Ok(not);
+        }
+        if let Some(stranded) = stranded {
+            let why = why_not(&stranded);
+            let phase = Phase::Fenced(Fenced { place: None, why: why.clone() });
+            return Ok(Opened::Not { phase, error: Some(why) });
+        }
+        let wanted = self.wanted_lease(manifest);
+        let acquired = match lease::acquire(store, name, wanted, seen, why == Why::Forced, &instants).await {
+            Ok(acquired) => acquired,
+            Err(AcquireError::Held { lease, seen, left_ms }) => {
+                let error = refusal(name, &lease, left_ms);
+                let phase = Phase::Elsewhere(Box::new(Elsewhere { lease: *lease, seen }));
+                return Ok(Opened::Not { phase, error: Some(error) });
+            }
+            Err(AcquireError::Lease(error)) => return Err(OpenError::Lease(error).into()),
+        };
+        // By what happens next this host may add to the volume: a restart is to open it again.
+        release::unmark(&self.data.volume(manifest.id))?;
+        let before = acquired.before.clone().filter(|before| before.host != self.data.host());
+        let (verdict, taken) = (acquired.verdict, acquired.before.is_some());
+        let hold = Hold::new(name, acquired);
+        // Opening may take longer than the lease.
+        tokio::spawn(self.clone().keep(hold.clone()));
+        let opened = self.open_volume(manifest, &hold).await;
+        let (place, report) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                hold.stop();
+                // Nothing was served. Whoever had it before keeps what the lease said of it.
+                if !taken || verdict == Verdict::Free {
+                    let _ = hold.release(store, None).await;
+                }
+                return Err(error);
+            }
+        };
+        if let Some(entry) = self.entries_mut().get_mut(name) {
+            entry.hold = Some(hold.clone());
+        }
+        let epoch = report.manifest.epochs.last().map_or(0, |epoch| epoch.epoch);
+        if !hold.attach(place.clone(), epoch).await {
+            // Nothing was served yet.
+            place.reactor.close_device(place.key).await;
+            anyhow::bail!("another host took it over while it was being opened");
+        }
+        let notice = before.filter(|before| before.state == LeaseState::Held).map(|before| {
+            let how = if verdict == Verdict::Expired { "its lease had run out" } else { "by force" };
+            format!(
+                "volume {name:?} was taken over from {}, {how}, at write {}. {}",
+                holder(&before),
+                report.bucket_lsn,
+                may_hold(&before, Some(report.bucket_lsn), instants())
+            )
+        });
+        Ok(Opened::Here { place, report, notice })
+    }
+
+    /// Whether a daemon that starts leaves the volume alone.
+    async fn stays_closed(&self, manifest: &Manifest) -> anyhow::Result<Option<Opened>> {
+        if release::is_marked(&self.data.volume(manifest.id)) {
+            // Should the last step of the release be missing, it is made up for.
+            self.release_closed(manifest).await?;
+            return Ok(Some(Opened::Not { phase: Phase::Released, error: None }));
+        }
+        let found = lease::load(self.store.as_ref(), &manifest.name).await.map_err(OpenError::Lease)?;
+        let Some((lease, _)) = found else { return Ok(None) };
+        let now = instants();
+        let seen = Sighting::update(None, &lease, now);
+        let judge = Judge { host: self.data.host(), volume: manifest.id };
+        Ok(match judge.judge(&lease, seen, now) {
+            Verdict::Free | Verdict::Own => None,
+            Verdict::Held(left_ms) => {
+                let error = refusal(&manifest.name, &lease, left_ms);
+                Some(Opened::Not { phase: Phase::Elsewhere(Box::new(Elsewhere { lease, seen })), error: Some(error) })
+            }
+            Verdict::Expired | Verdict::Watch(_) => {
+                let error = expired(&manifest.name, &lease);
+                Some(Opened::Not { phase: Phase::Elsewhere(Box::new(Elsewhere { lease, seen })), error: Some(error) })
+            }
+        })
+    }
+
+    /// The lease as this host would hold it.
+    fn wanted_lease(&self, manifest: &Manifest) -> Lease {
+        Lease {
+            volume: manifest.id,
+            state: LeaseState::Held,
+            host: self.data.host(),
+            claim: rand::random(),
+            host_name: host_name(),
+            epoch: 0,
+            counter: 0,
+            duration_ms: u64::try_from(self.config.lease.0.as_millis()).unwrap_or(u64::MAX),
+            since_ms: 0,
+            renewed_ms: 0,
+            bucket_lsn: 0,
+            last_lsn: 0,
+            dirty_bytes: 0,
+        }
+    }
+
+    async fn open_volume(&self, manifest: &Manifest, hold: &Hold) -> anyhow::Result<(Place, OpenReport)> {
         let (dirty, cache, table) = self.shares(self.open_places().len() + 1);
         let options = OpenOptions {
             store: self.store.clone() as Arc<dyn ObjectStore>,
             name: manifest.name.clone(),
             dir: self.data.volume(manifest.id),
             owner: self.data.host(),
+            last_epoch: last_epoch(manifest),
             log_bytes: self.config.log_size.0,
             segment_bytes: self.config.log_segment.0,
             table_memory_bytes: table,
@@ -363,11 +584,75 @@ impl Daemon {
                 ..Tuning::default()
             },
         };
-        let (volume, report) = Volume::open(options).await?;
+        let (mut volume, report) = Volume::open(options).await?;
+        match hold.grant().await {
+            Some(grant) => volume.grant(grant, instants()),
+            None => anyhow::bail!("another host took it over while it was being opened"),
+        }
         let next = self.next_reactor.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
         let reactor = self.reactors[next].clone();
         let key = reactor.add_device(Box::new(volume)).await?;
         Ok((Place { reactor, key }, report))
+    }
+
+    /// The volume was lost to another host.
+    pub(super) fn set_fenced(&self, name: &str, place: Place, why: String) {
+        if let Some(entry) = self.entries_mut().get_mut(name)
+            && !matches!(entry.phase, Phase::Deleting)
+        {
+            entry.phase = Phase::Fenced(Fenced { place: Some(place), why });
+        }
+    }
+
+    pub(super) fn note_stranded(&self, name: &str, stranded: Option<StrandedStatus>) {
+        if let Some(entry) = self.entries_mut().get_mut(name) {
+            entry.stranded = stranded;
+        }
+    }
+
+    /// Closes a volume that only refuses what clients ask.
+    pub(super) async fn close_fenced(&self, name: &str) -> Result<(), VolumeError> {
+        let entry = self.entry(name)?;
+        match entry.phase {
+            Phase::Fenced(Fenced { place: Some(place), why }) => {
+                self.set_phase(name, Phase::Fenced(Fenced { place: None, why }));
+                place.reactor.close_device(place.key).await;
+                Ok(())
+            }
+            Phase::Fenced(_) | Phase::Elsewhere(_) | Phase::Closed | Phase::Failed(_) | Phase::Released => Ok(()),
+            phase => Err(busy(name, &phase)),
+        }
+    }
+
+    /// From `Open` to `Releasing`: new clients do not find it any more.
+    pub(super) fn begin_release(&self, name: &str) -> Result<Place, VolumeError> {
+        let mut entries = self.entries_mut();
+        let entry = entries.get_mut(name).ok_or_else(|| VolumeError::Unknown(name.to_owned()))?;
+        match entry.phase.clone() {
+            Phase::Open(place) => {
+                entry.phase = Phase::Releasing(place.clone());
+                Ok(place)
+            }
+            phase => Err(busy(name, &phase)),
+        }
+    }
+
+    /// Reads another host's lease anew.
+    pub(super) async fn look_at_lease(&self, name: &str) {
+        let Ok(Entry { phase: Phase::Elsewhere(before), .. }) = self.entry(name) else { return };
+        let Ok(Some((lease, _))) = lease::load(self.store.as_ref(), name).await else { return };
+        let seen = Sighting::update(Some(before.seen), &lease, instants());
+        if let Some(entry) = self.entries_mut().get_mut(name)
+            && matches!(entry.phase, Phase::Elsewhere(_))
+        {
+            entry.phase = Phase::Elsewhere(Box::new(Elsewhere { lease, seen }));
+        }
+    }
+
+    /// What this host thinks of another's lease.
+    pub(super) fn verdict(&self, elsewhere: &Elsewhere) -> Verdict {
+        let judge = Judge { host: self.data.host(), volume: elsewhere.lease.volume };
+        judge.judge(&elsewhere.lease, elsewhere.seen, instants())
     }
 
     /// Changes the size of an open volume. Clients see it when they connect again.
@@ -393,7 +678,8 @@ impl Daemon {
         }
         let size = request.size;
         // The manifest first: a volume must not take writes at addresses that a crash would put out of its range.
-        self.write_size(name, size)
+        let epoch = with_volume(place, |volume| volume.epoch()).await.unwrap_or(0);
+        self.write_size(name, epoch, size)
             .await
             .map_err(|error| VolumeError::Failed(format!("cannot resize volume {name:?}: {error}")))?;
         if with_volume(place, move |volume| volume.set_size(size)).await.is_none() {
@@ -408,9 +694,9 @@ impl Daemon {
         self.show(name).await
     }
 
-    async fn write_size(&self, name: &str, size: u64) -> Result<(), ManifestError> {
+    async fn write_size(&self, name: &str, epoch: u64, size: u64) -> Result<(), ManifestError> {
         loop {
-            match volume::resize(self.store.as_ref(), name, size).await {
+            match volume::resize(self.store.as_ref(), name, epoch, size).await {
                 // A change of owner came between; the new manifest needs the new size all the same.
                 Err(ManifestError::LostRace(_)) => {}
                 other => return other,
@@ -423,17 +709,23 @@ impl Daemon {
         self.refuse_while_closing()?;
         if !self.entries().contains_key(name) {
             self.load(name).await?;
-            let entry = Entry { manifest: None, phase: Phase::Closed };
-            self.entries_mut().entry(name.to_owned()).or_insert(entry);
+            self.entries_mut().entry(name.to_owned()).or_insert(Entry::new(None, Phase::Closed));
         }
         // From here on nobody finds it any more, so the number of clients can only fall.
         let before = {
             let mut entries = self.entries_mut();
             let entry = entries.get_mut(name).ok_or_else(|| VolumeError::Unknown(name.to_owned()))?;
-            if let Phase::Opening | Phase::Deleting = entry.phase {
+            if let Phase::Opening | Phase::Deleting | Phase::Releasing(_) = entry.phase {
                 return Err(busy(name, &entry.phase));
             }
             std::mem::replace(&mut entry.phase, Phase::Deleting)
+        };
+        let epoch = match self.may_delete(name, &before).await {
+            Ok(epoch) => epoch,
+            Err(error) => {
+                self.set_phase(name, before);
+                return Err(error);
+            }
         };
         if let Phase::Open(place) = before {
             let clients = place.reactor.connections(place.key).await.len();
@@ -446,13 +738,24 @@ impl Daemon {
                 )));
             }
             place.reactor.close_device(place.key).await;
+        } else if let Phase::Fenced(Fenced { place: Some(place), .. }) = before {
+            place.reactor.close_device(place.key).await;
         }
-        if let Err(error) = self.delete_closed(name).await {
-            let why = format!(
-                "deleting volume {name:?} failed half way: {}; `blockd volume delete {name}` goes on",
-                explain(&error)
-            );
+        if let Some(hold) = self.entry(name)?.hold {
+            hold.stop();
+        }
+        if let Err(error) = self.delete_closed(name, epoch).await {
+            let lost = error.downcast_ref::<OpenError>().is_some_and(OpenError::is_not_ours);
+            let why = if lost {
+                format!("volume {name:?} was not deleted: {}", explain(&error))
+            } else {
+                let error = explain(&error);
+                format!("deleting volume {name:?} failed half way: {error}; `blockd volume delete {name}` goes on")
+            };
             self.set_phase(name, Phase::Failed(why.clone()));
+            if lost {
+                return Err(VolumeError::Conflict(why));
+            }
             return Err(VolumeError::Failed(why));
         }
         self.entries_mut().remove(name);
@@ -461,14 +764,39 @@ impl Daemon {
         Ok(())
     }
 
+    /// Refuses what is another host's, and what would take stranded writes along. Takes the lease where it is nobody's.
+    /// Returns the epoch under which the volume may be deleted: an owner that was cut off and does not know it yet has an
+    /// old one.
+    async fn may_delete(&self, name: &str, before: &Phase) -> Result<u64, VolumeError> {
+        if let Phase::Open(place) = before {
+            return Ok(with_volume(place, |volume| volume.epoch()).await.unwrap_or(0));
+        }
+        let (manifest, _) = self.load(name).await?;
+        if let Some(stranded) = self.stranded_in_place(&manifest).await? {
+            return Err(VolumeError::Conflict(format!("volume {name:?} is not deleted: {}", why_not(&stranded))));
+        }
+        let store = self.store.as_ref();
+        let wanted = self.wanted_lease(&manifest);
+        match lease::acquire(store, name, wanted, None, false, &instants).await {
+            Ok(_) => Ok(last_epoch(&manifest)),
+            Err(AcquireError::Held { lease, left_ms, .. }) => {
+                let why = refusal(name, &lease, left_ms);
+                Err(VolumeError::Conflict(format!("volume {name:?} is not deleted: {why}")))
+            }
+            Err(AcquireError::Lease(error)) => {
+                Err(VolumeError::Failed(format!("cannot take volume {name:?} to delete it: {error}")))
+            }
+        }
+    }
+
     /// The bucket first: should this be interrupted, what is left here is garbage, not a log without its volume.
-    async fn delete_closed(&self, name: &str) -> anyhow::Result<()> {
+    async fn delete_closed(&self, name: &str, epoch: u64) -> anyhow::Result<()> {
         let known = self.entries().get(name).and_then(|entry| entry.manifest.as_ref().map(|m| m.id));
         let id = match known {
             Some(id) => id,
             None => manifest::load(self.store.as_ref(), name).await?.0.id,
         };
-        volume::delete(self.store.as_ref(), name, |_, _| {}).await?;
+        volume::delete(self.store.as_ref(), name, epoch, |_, _| {}).await?;
         let dir = self.data.volume(id);
         match tokio::fs::remove_dir_all(&dir).await {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -478,14 +806,37 @@ impl Daemon {
         }
     }
 
-    /// Closes every volume in order: each answers what it took on, flushes its log and ends it.
-    pub(super) async fn close_all(&self) {
+    /// Closes every volume in order: each answers what it took on, flushes its log and ends it. What is only in the log
+    /// stays with this host, and so does the lease, unless all is to be released.
+    pub(super) async fn close_all(self: &Arc<Self>) {
         self.closing.store(true, Ordering::Release);
         let mut closings = JoinSet::new();
-        for (name, place) in self.open_places() {
+        let entries = self.entries().clone();
+        for (name, entry) in entries {
+            let (daemon, hold) = (self.clone(), entry.hold.clone());
+            let place = match entry.phase {
+                Phase::Open(place) | Phase::Releasing(place) => place,
+                Phase::Fenced(Fenced { place: Some(place), .. }) => place,
+                _ => continue,
+            };
             closings.spawn(async move {
+                if self_release(&daemon, &name, &place).await {
+                    return;
+                }
+                let stats = with_volume(&place, |volume| volume.stats()).await;
                 place.reactor.close_device(place.key).await;
                 tracing::info!(volume = %name, "volume closed");
+                if let Some(stats) = stats.as_ref().filter(|stats| stats.accepted_lsn > stats.destaged_lsn) {
+                    tracing::warn!(
+                        volume = %name,
+                        "{} in writes {} to {} are only in this host's log, not in the bucket; this host keeps the \
+                         volume. Start blockd here again before the volume is used elsewhere",
+                        ByteSize(stats.dirty_bytes), stats.destaged_lsn + 1, stats.accepted_lsn
+                    );
+                }
+                if let Some(hold) = hold {
+                    hold.say_last(daemon.store.as_ref(), stats.as_ref()).await;
+                }
             });
         }
         while closings.join_next().await.is_some() {}
@@ -530,6 +881,70 @@ impl Daemon {
     }
 }
 
+fn last_epoch(manifest: &Manifest) -> u64 {
+    manifest.epochs.last().map_or(0, |last| last.epoch)
+}
+
+/// What became of an attempt to open a volume.
+enum Opened {
+    Here {
+        place: Place,
+        report: OpenReport,
+        notice: Option<String>,
+    },
+    /// It is not to be opened here; with a sentence for who asked for it.
+    Not {
+        phase: Phase,
+        error: Option<String>,
+    },
+}
+
+/// Releases a volume of a daemon that stops, if it is to.
+async fn self_release(daemon: &Arc<Daemon>, name: &str, place: &Place) -> bool {
+    if !daemon.config.release_on_stop || daemon.begin_release(name).is_err() {
+        return false;
+    }
+    match daemon.drain_and_release(name, place.clone()).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::error!(volume = %name, "{error}");
+            false
+        }
+    }
+}
+
+/// Why another host's volume is not opened.
+fn refusal(name: &str, lease: &Lease, left_ms: u64) -> String {
+    let until = lease.renewed_ms.saturating_add(lease.duration_ms);
+    format!(
+        "volume {name:?} is held by {} since {}; its lease runs until {} ({:.0?} from now) unless it is renewed. Release it \
+         there (`blockd volume release {name}`), wait until the lease has run out, or take the volume with `blockd volume \
+         open {name} --force`, which cuts that host off: {}",
+        holder(lease),
+        date(lease.since_ms),
+        date(until),
+        Duration::from_secs(left_ms.div_ceil(1000)),
+        may_hold(lease, None, instants())
+    )
+}
+
+/// Why a daemon that starts does not open it.
+pub(super) fn expired(name: &str, lease: &Lease) -> String {
+    format!(
+        "volume {name:?} was held by {}, whose lease has run out at {}; take it with `blockd volume open {name}`. {}",
+        holder(lease),
+        date(lease.renewed_ms.saturating_add(lease.duration_ms)),
+        may_hold(lease, None, instants())
+    )
+}
+
+/// What this machine calls itself.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "unknown".to_owned() } else { name.to_owned() }
+}
+
 /// How long to wait before each attempt to reach a bucket that is away; endless.
 pub(super) fn away_pauses() -> ExponentialBuilder {
     let pauses = ExponentialBuilder::new().with_min_delay(AWAY_PAUSE_MIN).with_max_delay(AWAY_PAUSE_MAX);
@@ -545,7 +960,7 @@ pub(super) async fn with_volume<R: Send + 'static>(
     place.reactor.with_device(place.key, visit).await.flatten()
 }
 
-fn busy(name: &str, phase: &Phase) -> VolumeError {
+pub(super) fn busy(name: &str, phase: &Phase) -> VolumeError {
     let doing = phase.state().as_str();
     VolumeError::Conflict(format!("volume {name:?} is {doing} at the moment; try again when that is done"))
 }

@@ -40,6 +40,9 @@ pub enum ManifestError {
         /// What is wrong with it.
         source: ManifestFormatError,
     },
+    /// A change that only its owner may make.
+    #[error("another host has volume {0:?} now; `blockd volume show {0}` says which")]
+    NotOwner(String),
     /// The store failed. After a failed write its outcome is unknown: doing the same again finds out.
     #[error("cannot reach the manifest of the volume: {0}")]
     Store(#[from] StoreError),

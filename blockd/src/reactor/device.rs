@@ -30,6 +30,9 @@ pub trait Device: Send + 'static {
     fn extents(&mut self, token: Token, offset: u64, len: u64, max: usize);
     /// Warms the caches for a range.
     fn prefetch(&mut self, token: Token, offset: u64, len: u64);
+    /// Called before each batch of events with the times of [`super::now_us`] and [`super::wall_ms`], so that a device
+    /// that may only serve until some time does not do so later, however long this thread was kept from running.
+    fn tick(&mut self, _now_us: u64, _wall_ms: u64) {}
     /// Called after each batch of events with the time of [`super::now_us`].
     fn advance(&mut self, now_us: u64);
     /// The next thing to carry out.

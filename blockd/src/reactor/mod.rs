@@ -20,15 +20,30 @@ mod run;
 mod slab;
 
 use std::sync::OnceLock;
-use std::time::Instant;
 
 pub use device::Device;
 pub use handle::{ConnectionInfo, DeviceKey, LogShape, ReactorHandle, ReactorOptions};
 pub use log_io::writes_durably;
 pub use ram::RamDevice;
 
-/// Microseconds on a monotonic clock that starts at 1 when the process first asks.
+/// Microseconds on a monotonic clock that also counts while the machine is suspended, and starts at 1 when the process
+/// first asks.
 pub fn now_us() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_micros() as u64 + 1
+    static START: OnceLock<u64> = OnceLock::new();
+    let now = boot_us();
+    now.saturating_sub(*START.get_or_init(|| now)) + 1
+}
+
+fn boot_us() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call gets a valid struct; this clock exists on every Linux we run on.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    assert!(result == 0, "the boot clock can be read");
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
+/// Unix time in milliseconds.
+pub fn wall_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

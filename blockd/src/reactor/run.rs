@@ -13,9 +13,9 @@ use super::handle::{ConnectionInfo, DeviceKey, LogShape, Message, ReactorOptions
 use super::inbox::{Inbox, Sender};
 use super::log_io::RingLog;
 use super::log_thread::LogThread;
-use super::now_us;
 use super::ring::{Event, Op, Ring};
 use super::slab::Slab;
+use super::{now_us, wall_ms};
 use crate::export::nbd::session::SessionParams;
 use crate::volume::{Completion, Effect, Job, LogIo, LogOp};
 
@@ -148,6 +148,10 @@ impl Reactor {
     fn turn(&mut self) {
         let mut events = std::mem::take(&mut self.events);
         self.ring.collect(&mut events);
+        let (now, wall) = (now_us(), wall_ms());
+        for (_, managed) in self.devices.iter_mut() {
+            managed.device.tick(now, wall);
+        }
         for event in events.drain(..) {
             self.handle_event(event);
         }

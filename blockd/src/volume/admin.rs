@@ -2,6 +2,7 @@
 
 use super::open::OpenError;
 use crate::chunk::ChunkName;
+use crate::lease;
 use crate::manifest::{self, ManifestError, VolumeState};
 use crate::store::ObjectStore;
 
@@ -10,19 +11,33 @@ const DELETE_BATCH: u64 = 1000;
 /// Chunks probed beyond the last one known when a volume is deleted: as many as an owner may have had on their way.
 const IN_FLIGHT_MAX: u64 = 64;
 
-/// Records a new size in bytes in the manifest; an open volume must then be told by [`super::Volume::set_size`].
-pub async fn resize(store: &dyn ObjectStore, name: &str, size: u64) -> Result<(), ManifestError> {
+/// Records a new size in bytes in the manifest of a volume owned under `epoch`; an open volume must then be told by
+/// [`super::Volume::set_size`].
+pub async fn resize(store: &dyn ObjectStore, name: &str, epoch: u64, size: u64) -> Result<(), ManifestError> {
     let (mut manifest, version) = manifest::load(store, name).await?;
+    if manifest.epochs.last().is_none_or(|last| last.epoch != epoch) {
+        return Err(ManifestError::NotOwner(name.to_owned()));
+    }
     manifest.size = size;
     manifest::replace(store, &manifest, version).await.map(|_| ())
 }
 
-/// Deletes a volume that no daemon serves: marks it, deletes its chunks, then its manifest. Interrupted, it can be
-/// called again. `progress` hears how many of how many chunks are gone.
-pub async fn delete(store: &dyn ObjectStore, name: &str, progress: impl Fn(u64, u64)) -> Result<(), OpenError> {
+/// Deletes a volume whose lease is ours: marks it, which keeps others from opening it, deletes its chunks, then its
+/// lease and its manifest. Interrupted, it can be called again. `last_epoch` is the last one as far as the caller knows,
+/// 0 for a volume that was never opened: when another host has claimed one since, the volume is that one's and nothing
+/// is done. `progress` hears how many of how many chunks are gone.
+pub async fn delete(
+    store: &dyn ObjectStore,
+    name: &str,
+    last_epoch: u64,
+    progress: impl Fn(u64, u64),
+) -> Result<(), OpenError> {
     let error = |e| OpenError::manifest(name, e);
     let (mut manifest, version) = manifest::load(store, name).await.map_err(error)?;
     if manifest.state != VolumeState::Deleting {
+        if manifest.epochs.last().map_or(0, |last| last.epoch) != last_epoch {
+            return Err(error(ManifestError::NotOwner(name.to_owned())));
+        }
         manifest.state = VolumeState::Deleting;
         manifest::replace(store, &manifest, version).await.map_err(error)?;
     }
@@ -49,5 +64,13 @@ pub async fn delete(store: &dyn ObjectStore, name: &str, progress: impl Fn(u64, 
             seq = until;
         }
     }
-    manifest::remove(store, name).await.map_err(error)
+    // Somebody else may have finished this deletion long ago, and made a new volume of the name.
+    match manifest::load(store, name).await {
+        Ok((found, _)) if found.id == manifest.id && found.state == VolumeState::Deleting => {
+            lease::remove(store, name).await.map_err(OpenError::from)?;
+            manifest::remove(store, name).await.map_err(error)
+        }
+        Ok(_) | Err(ManifestError::NotFound(_)) => Ok(()),
+        Err(e) => Err(error(e)),
+    }
 }

@@ -78,6 +78,11 @@ impl Destage {
         self.stored_lsn
     }
 
+    /// Whether no chunk is on its way to the bucket or the table.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
     /// Whether extents wait to leave the dirty map.
     pub fn purging(&self) -> bool {
         !self.purges.is_empty()
@@ -144,6 +149,7 @@ impl Volume {
             && self.flushes.front().is_some()
             && self.flushes.back().is_some_and(|(lsn, _)| *lsn >= self.destage.cut_lsn);
         flushed
+            || self.gate.releasing
             || self.destage.uncut_bytes >= self.cut_bytes()
             || self.now_us >= oldest + self.tuning.destage_age_us
             || (used > capacity / 2 && self.destage.chunks.is_empty())

@@ -35,6 +35,9 @@ impl Device for Volume {
     fn prefetch(&mut self, token: Token, offset: u64, len: u64) {
         self.prefetch(token, offset, len);
     }
+    fn tick(&mut self, now_us: u64, wall_ms: u64) {
+        self.tick(crate::lease::Instants { steady_ms: now_us / 1000, wall_ms });
+    }
     fn advance(&mut self, now_us: u64) {
         self.advance(now_us);
     }

@@ -109,6 +109,7 @@ pub struct Volume {
     pub(super) jobs: usize,
     pub(super) failed: Option<Arc<str>>,
     pub(super) state: State,
+    pub(super) gate: super::gate::Gate,
     pub(super) eager: super::flush::Eager,
     pub(super) stats: VolumeStats,
     pub(super) rate: Rate,
@@ -202,7 +203,9 @@ impl Volume {
     }
 
     pub(super) fn complete(&mut self, token: Token, result: Result<Outcome, IoError>) {
-        self.effects.push_back(Effect::Complete(Completion { token, result }));
+        if let Some(completion) = self.at_gate(Completion { token, result }) {
+            self.effects.push_back(Effect::Complete(completion));
+        }
     }
 
     pub(super) fn spawn(&mut self, job: impl Future<Output = Done> + Send + 'static) {
@@ -218,7 +221,7 @@ impl Volume {
         if let Some(reason) = &self.failed {
             return Some(IoError::Stopped(reason.clone()));
         }
-        (self.state != State::Open).then_some(IoError::Shutdown)
+        (self.state != State::Open || self.gate.releasing).then_some(IoError::Shutdown)
     }
 
     pub(super) fn in_range(&self, offset: u64, len: u64) -> bool {
@@ -419,9 +422,7 @@ impl Volume {
 
     pub(super) fn stop(&mut self, why: Stopped) {
         if let Stopped::Fenced(reason) = why {
-            tracing::error!(volume = %self.name, "volume stopped: {reason}");
-            self.failed = Some(reason.into());
-            self.fail_writes();
+            self.fence(&reason);
         }
     }
 
@@ -433,6 +434,7 @@ impl Volume {
         }
         self.state = State::Draining { horizon_written: false, persisting: false };
         self.backend.closing.set();
+        self.fail_held(IoError::Shutdown);
         let waiting: Vec<Append> = self.waiting.drain(..).collect();
         for append in waiting {
             if let Some(token) = self.tickets.remove(&append.ticket()).and_then(|t| t.token) {
@@ -512,7 +514,9 @@ impl Volume {
             cache_memory_bytes: self.cache.bytes() as u64,
             store_trouble: self.backend.trouble.lock().expect("no code panics while it holds this lock").clone(),
             log_trouble: self.no_segment.as_ref().map(|(why, _)| why.clone()),
-            log_dead: self.log.dead().map(|r| r.to_string()).or_else(|| self.failed.as_ref().map(|r| r.to_string())),
+            log_dead: self.log.dead().map(|r| r.to_string()),
+            fenced: self.failed.as_ref().map(|r| r.to_string()),
+            suspended: self.gate.is_shut(),
             ..self.stats.clone()
         }
     }

@@ -20,6 +20,9 @@ const CONFIDENCE_MAX: u8 = 8;
 impl Volume {
     /// Makes everything acknowledged so far durable, to the volume's durability. The answer is a completion.
     pub fn flush(&mut self, token: Token) {
+        if self.gate.is_shut() {
+            return self.gate.hold_flush(token);
+        }
         self.stats.flushes += 1;
         if let Some(error) = self.write_error() {
             self.complete(token, Err(error));

@@ -23,6 +23,8 @@ mod engine;
 #[cfg(feature = "engine")]
 mod flush;
 #[cfg(feature = "engine")]
+mod gate;
+#[cfg(feature = "engine")]
 mod job;
 #[cfg(feature = "engine")]
 mod open;
@@ -34,6 +36,8 @@ mod pace;
 mod read;
 #[cfg(feature = "engine")]
 mod stats;
+#[cfg(feature = "engine")]
+mod stranded;
 #[cfg(feature = "engine")]
 mod write;
 
@@ -50,6 +54,8 @@ pub use open::{OpenError, OpenOptions, OpenReport, Parts};
 pub use own::{BucketState, wall_ms};
 #[cfg(feature = "engine")]
 pub use stats::VolumeStats;
+#[cfg(feature = "engine")]
+pub use stranded::{Stranded, StrandedWrite};
 
 /// Without the engine nobody hands out jobs.
 #[cfg(not(feature = "engine"))]

@@ -12,8 +12,10 @@ use super::engine::{State, Tuning, Volume, WallClock};
 use super::job::{Backend, Blocking, Closing, Jitter};
 use super::own::{self, Claim};
 use super::stats::VolumeStats;
+use super::stranded::Stranded;
 use crate::cache::FrameCache;
 use crate::chunk::{BlockReader, ChunkName, ReadError};
+use crate::lease::LeaseError;
 use crate::manifest::{Manifest, ManifestError};
 use crate::store::{ObjectStore, StoreError};
 use crate::table::{Table, TableError};
@@ -37,6 +39,9 @@ pub enum OpenError {
     /// Half deleted.
     #[error("volume {0} is being deleted; finish with `blockd volume delete {0}`")]
     Deleting(String),
+    /// The lease cannot be read or changed.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -71,8 +76,9 @@ pub enum OpenError {
     /// Another host wrote to the volume after this one, which still holds writes of its own.
     #[error(
         "another host took volume {name} over (epoch {theirs}), while this host's log still holds writes {first} to \
-         {last} of epoch {ours} that never reached the bucket. They are kept in {log}; move that directory away to give \
-         them up and open the volume at the bucket's state"
+         {last} of epoch {ours} that never reached the bucket. They are kept in {log}: `blockd volume stranded export \
+         {name} FILE` saves them, `blockd volume stranded discard {name}` sets them aside, so that the volume can be \
+         opened at the bucket's state"
     )]
     Diverged {
         /// Which volume.
@@ -95,9 +101,15 @@ impl OpenError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Manifest { source, .. } => source.is_transient(),
+            Self::Lease(source) => source.is_transient(),
             Self::Store(error) | Self::Chunk(ReadError::Store(error)) => error.is_transient(),
             _ => false,
         }
+    }
+
+    /// Whether another host has the volume.
+    pub fn is_not_ours(&self) -> bool {
+        matches!(self, Self::Manifest { source: ManifestError::NotOwner(_), .. })
     }
 
     pub(super) fn manifest(name: &str, source: ManifestError) -> Self {
@@ -115,6 +127,8 @@ pub struct OpenOptions {
     pub dir: PathBuf,
     /// Identity of this host.
     pub owner: [u8; 16],
+    /// Last epoch of the volume before its lease was taken. Another one means that somebody else took the volume since.
+    pub last_epoch: u64,
     /// Most bytes of log.
     pub log_bytes: u64,
     /// Bytes per log segment.
@@ -193,14 +207,23 @@ impl Volume {
             segments_max: (options.log_bytes / options.segment_bytes).clamp(4, 200) as u32,
             tuning: options.tuning,
         };
-        Self::open_parts(parts, &options.name, options.owner).await
+        Self::open_expecting(parts, &options.name, options.owner, Some(options.last_epoch)).await
     }
 
     /// As [`Volume::open`], with every dependency given.
     pub async fn open_parts(parts: Parts, name: &str, owner: [u8; 16]) -> Result<(Volume, OpenReport), OpenError> {
+        Self::open_expecting(parts, name, owner, None).await
+    }
+
+    async fn open_expecting(
+        parts: Parts,
+        name: &str,
+        owner: [u8; 16],
+        last_epoch: Option<u64>,
+    ) -> Result<(Volume, OpenReport), OpenError> {
         let applied = parts.table.applied();
-        let Claim { manifest, state, previous } =
-            own::claim(parts.store.as_ref(), name, owner, applied.seq, (parts.wall)()).await?;
+        let Claim { manifest, state } =
+            own::claim(parts.store.as_ref(), name, owner, applied.seq, last_epoch, (parts.wall)()).await?;
         let id = manifest.id;
         for seq in applied.seq + 1..=state.seq {
             let epoch = epoch_of(&manifest, seq);
@@ -209,15 +232,17 @@ impl Volume {
                 own::data_chunk(parts.store.as_ref(), chunk).await?.ok_or_else(|| OpenError::Missing(chunk.key()))?;
             parts.table.apply(&index)?;
         }
-        let device = parts.device.clone();
+        let (device, lineage) = (parts.device.clone(), manifest.clone());
         let destaged = state.lsn;
+        let recover = move || {
+            // Before the log is read as a continuation of the bucket's state: it may not be one.
+            refuse_stranded(device.as_ref(), &lineage, owner)?;
+            Ok::<_, OpenError>(scan(device.as_ref(), id, destaged)?)
+        };
         let mut recovered = match parts.blocking {
-            Blocking::Inline => scan(device.as_ref(), id, destaged),
-            Blocking::Threads => tokio::task::spawn_blocking(move || scan(device.as_ref(), id, destaged))
-                .await
-                .map_err(io::Error::other)?,
+            Blocking::Inline => recover(),
+            Blocking::Threads => tokio::task::spawn_blocking(recover).await.map_err(io::Error::other)?,
         }?;
-        check_lineage(&manifest, previous.as_ref().map_or(0, |e| e.epoch), &recovered, owner, &*parts.device)?;
         let epoch = manifest.epochs.last().map_or(1, |e| e.epoch);
         let mut segments = parts.device.segments().last().map_or(0, |n| n + 1);
         if recovered.free.is_empty() {
@@ -313,6 +338,7 @@ impl Volume {
             jobs: 0,
             failed: None,
             state: State::Open,
+            gate: Default::default(),
             eager: Default::default(),
             stats: VolumeStats::default(),
             rate: Default::default(),
@@ -342,26 +368,16 @@ fn epoch_of(manifest: &Manifest, seq: u64) -> u64 {
     manifest.epochs.iter().rev().find(|e| e.first_seq > 0 && e.first_seq <= seq).map_or(0, |e| e.epoch)
 }
 
-/// Refuses to replay writes of an epoch that another host has ended since.
-fn check_lineage(
-    manifest: &Manifest,
-    last_epoch: u64,
-    recovered: &Recovered,
-    owner: [u8; 16],
-    device: &dyn LogDevice,
-) -> Result<(), OpenError> {
-    let stranger =
-        manifest.epochs.iter().find(|e| e.epoch > recovered.epoch && e.epoch <= last_epoch && e.owner != owner);
-    let (Some(stranger), Some(first), Some(last)) = (stranger, recovered.frames.first(), recovered.frames.last())
-    else {
-        return Ok(());
-    };
+/// Refuses to replay writes that the history went on without.
+fn refuse_stranded(device: &dyn LogDevice, manifest: &Manifest, owner: [u8; 16]) -> Result<(), OpenError> {
+    let Some(stranded) = Stranded::find(device, manifest, owner)? else { return Ok(()) };
+    let (first, last) = stranded.lsns();
     Err(OpenError::Diverged {
         name: manifest.name.clone(),
-        theirs: stranger.epoch,
-        ours: recovered.epoch,
-        first: first.header.first_lsn,
-        last: last.header.last_lsn(),
-        log: device.describe(first.segment),
+        theirs: stranded.taken_epoch,
+        ours: stranded.epoch,
+        first,
+        last,
+        log: device.segments().first().map_or_else(String::new, |segment| device.describe(*segment)),
     })
 }

@@ -5,10 +5,8 @@
 //! either the chunk was there first and counts, or the seal was and a late chunk of an old owner can no longer appear.
 //! Chunks outside the recorded prefix are never looked at.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, encode_seal, read_index};
-use crate::manifest::{self, EpochStart, Manifest, VolumeState};
+use crate::manifest::{self, EpochStart, Manifest, ManifestError, VolumeState};
 use crate::store::{ObjectStore, PutMode, StoreErrorKind};
 use crate::types::Lsn;
 
@@ -31,27 +29,31 @@ pub struct Claim {
     pub manifest: Manifest,
     /// What the bucket holds.
     pub state: BucketState,
-    /// Last epoch before ours, if there was one.
-    pub previous: Option<EpochStart>,
 }
 
 /// Milliseconds since 1970.
 pub fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    crate::reactor::wall_ms()
 }
 
 /// Claims the volume for `owner`. `applied` is the chunk up to which the local translation table is known to be
-/// right; probing starts after it.
+/// right; probing starts after it. `expected` is the last epoch as the caller knows it: if another host has claimed one
+/// since, the volume is that one's.
 pub async fn claim(
     store: &dyn ObjectStore,
     name: &str,
     owner: [u8; 16],
     applied: u64,
+    expected: Option<u64>,
     now_ms: u64,
 ) -> Result<Claim, OpenError> {
     let (mut manifest, version) = manifest::load(store, name).await.map_err(|e| OpenError::manifest(name, e))?;
     if manifest.state != VolumeState::Active {
         return Err(OpenError::Deleting(name.to_owned()));
+    }
+    let last = manifest.epochs.last().map_or(0, |e| e.epoch);
+    if expected.is_some_and(|expected| expected != last) {
+        return Err(OpenError::manifest(name, ManifestError::NotOwner(name.to_owned())));
     }
     let previous = manifest.epochs.iter().rev().find(|e| e.first_seq > 0).cloned();
     let epoch = manifest.epochs.last().map_or(1, |e| e.epoch + 1);
@@ -60,7 +62,7 @@ pub async fn claim(
         // Nobody ever wrote: nothing to end.
         manifest.epochs = vec![claimed(1, 1)];
         manifest::replace(store, &manifest, version).await.map_err(|e| OpenError::manifest(name, e))?;
-        return Ok(Claim { manifest, state: BucketState { seq: 0, lsn: 0 }, previous: None });
+        return Ok(Claim { manifest, state: BucketState { seq: 0, lsn: 0 } });
     };
     // Claims that were never settled wrote nothing: an owner adds chunks only after settling.
     manifest.epochs.retain(|e| e.first_seq > 0);
@@ -71,7 +73,7 @@ pub async fn claim(
         (own.first_seq, own.first_lsn) = (state.seq + 1, state.lsn + 1);
     }
     manifest::replace(store, &manifest, version).await.map_err(|e| OpenError::manifest(name, e))?;
-    Ok(Claim { manifest, state, previous: Some(last) })
+    Ok(Claim { manifest, state })
 }
 
 /// Finds the last chunk of `epoch` and seals the place after it.

@@ -74,6 +74,13 @@ impl Volume {
         if !self.in_range(offset, u64::from(len)) {
             return ReadNow::Failed(IoError::OutOfRange);
         }
+        if self.gate.is_shut() {
+            self.gate.hold_read(token, offset, len);
+            return ReadNow::Pending;
+        }
+        if let Some(error) = self.read_error() {
+            return ReadNow::Failed(error);
+        }
         self.stats.reads += 1;
         self.stats.read_bytes += u64::from(len);
         if len == 0 {
@@ -381,6 +388,12 @@ impl Volume {
 
     /// Tells which parts of a range are allocated: at most `max` runs, from its start, without gaps.
     pub fn extents(&mut self, token: Token, offset: u64, len: u64, max: usize) {
+        if self.gate.is_shut() {
+            return self.gate.hold_extents(token, offset, len, max);
+        }
+        if let Some(error) = self.read_error() {
+            return self.complete(token, Err(error));
+        }
         if len == 0 || !self.in_range(offset, len) {
             self.complete(token, Err(IoError::OutOfRange));
             return;

@@ -59,4 +59,8 @@ pub struct VolumeStats {
     pub log_trouble: Option<String>,
     /// Why the log is dead, if it is.
     pub log_dead: Option<String>,
+    /// Why the volume is not this host's any more, if so.
+    pub fenced: Option<String>,
+    /// Requests wait, because the lease could not be renewed in time.
+    pub suspended: bool,
 }

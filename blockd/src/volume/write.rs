@@ -75,6 +75,9 @@ impl Volume {
 
     /// Writes bytes. The answer is a completion: the write is in the log then, and durable if `fua`.
     pub fn write(&mut self, token: Token, offset: u64, data: WriteData<'_>, fua: bool) {
+        if self.gate.is_shut() {
+            return self.gate.hold_write(token, offset, data, fua);
+        }
         let len = match &data {
             WriteData::Copy(bytes) => bytes.len(),
             WriteData::Owned(_, len) => *len,
@@ -159,6 +162,9 @@ impl Volume {
 
     /// Zeroes a range of any length, in constant time. With `no_hole` the range counts as allocated afterwards.
     pub fn zero(&mut self, token: Token, offset: u64, len: u64, fua: bool, no_hole: bool) {
+        if self.gate.is_shut() {
+            return self.gate.hold_zero(token, offset, len, fua, no_hole);
+        }
         if self.refuse(token, offset, len) {
             return;
         }
@@ -187,6 +193,9 @@ impl Volume {
 
     /// Discards the whole blocks of a range of any length, in constant time. Partial blocks are left as they are.
     pub fn trim(&mut self, token: Token, offset: u64, len: u64, fua: bool) {
+        if self.gate.is_shut() {
+            return self.gate.hold_trim(token, offset, len, fua);
+        }
         if self.refuse(token, offset, len) {
             return;
         }

@@ -79,6 +79,35 @@ impl FileLog {
         Ok(Self { dir: dir.to_owned(), segment_bytes, files: RwLock::new(files) })
     }
 
+    /// Opens the log in `dir` to look at it, changing nothing; none when there is none. The segments' size is what they
+    /// have.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the segments differ in size.
+    pub fn look(dir: &Path) -> io::Result<Option<Self>> {
+        let entries = match fs::read_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let (mut files, mut sizes) = (HashMap::new(), Vec::new());
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            if let Some(number) = name.strip_suffix(".seg").and_then(|n| n.parse().ok()) {
+                let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path)?;
+                sizes.push(file.metadata()?.len());
+                files.insert(number, Arc::new(file));
+            }
+        }
+        let Some(&segment_bytes) = sizes.first() else { return Ok(None) };
+        if segment_bytes == 0 || !segment_bytes.is_multiple_of(BLOCK_SIZE) || sizes.iter().any(|s| *s != segment_bytes)
+        {
+            let why = format!("the log segments in {} are not all of one size", dir.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        Ok(Some(Self { dir: dir.to_owned(), segment_bytes, files: RwLock::new(files) }))
+    }
+
     fn path(&self, segment: u32) -> PathBuf {
         self.dir.join(format!("{segment:08}.seg"))
     }

@@ -172,6 +172,17 @@ impl End {
     }
 }
 
+/// Epoch of the newest segment of the log of `volume`; 0 for an empty log.
+pub fn newest_epoch(device: &dyn LogDevice, volume: VolumeId) -> Result<u64, ScanError> {
+    let mut newest = (0, 0);
+    for number in device.segments() {
+        if let Some(header) = read_header(device, volume, number)? {
+            newest = newest.max((header.generation, header.epoch));
+        }
+    }
+    Ok(newest.1)
+}
+
 /// Reads the log of `volume` and returns what must be replayed over a bucket state that ends at `destaged`.
 pub fn scan(device: &dyn LogDevice, volume: VolumeId, destaged: Lsn) -> Result<Recovered, ScanError> {
     let mut by_generation = BTreeMap::new();

@@ -129,6 +129,11 @@ pub struct LoggedPayload {
 }
 
 impl LoggedPayload {
+    /// `blocks` blocks from block `first` on of a frame whose payload begins at `payload` of `segment` and has `sums`.
+    pub fn new(segment: u32, payload: u64, sums: Arc<[u64]>, first: usize, blocks: usize) -> Self {
+        Self { segment, offset: payload + first as u64 * BLOCK_SIZE, blocks, sums, first }
+    }
+
     /// Reads and verifies the payload. Blocking.
     pub fn read(&self, device: &dyn super::device::LogDevice) -> io::Result<AlignedBuf> {
         let mut buf = AlignedBuf::zeroed(self.blocks * BLOCK);

@@ -165,6 +165,17 @@ impl Daemon {
         self.restart_with(|_| {});
     }
 
+    /// The host and all it knew are gone: kills it, removes its data directory and starts anew, as another host, which
+    /// takes the volume from the one that is gone.
+    pub fn restart_as_new_host(&mut self, volume: &str) {
+        if !self.ended {
+            self.kill();
+        }
+        fs::remove_dir_all(&self.data).unwrap();
+        self.restart();
+        self.json(&["volume", "open", volume, "--force"]);
+    }
+
     /// As [`Daemon::restart`], with other settings.
     pub fn restart_with(&mut self, change: impl FnOnce(&mut Vec<String>)) {
         if !self.ended {

@@ -1,6 +1,7 @@
 //! The status as text.
 
 use super::super::text::{Align, Table, bytes, count, seconds};
+use super::super::volume::state;
 use super::rates::{Rates, VolumeRates};
 use crate::admin::api::{Status, VolumeStatus};
 use crate::volume::VolumeStats;
@@ -46,11 +47,11 @@ fn volumes(volumes: &[VolumeStatus], rates: &Rates) -> Table {
     let none = VolumeRates::default();
     for volume in volumes {
         let info = &volume.info;
-        let state = match info.durability.as_str() {
-            "" => info.state.as_str().to_owned(),
-            durability => format!("{} {durability}", info.state.as_str()),
+        let shown = match info.durability.as_str() {
+            "" => state(info),
+            durability => format!("{} {durability}", state(info)),
         };
-        let head = [info.name.clone(), bytes(info.size), state, info.clients.to_string()];
+        let head = [info.name.clone(), bytes(info.size), shown, info.clients.to_string()];
         let rest = match &volume.stats {
             None => std::array::from_fn(|_| "-".to_owned()),
             Some(stats) => figures(stats, rates.volumes.get(&info.name).unwrap_or(&none)),
@@ -82,7 +83,16 @@ fn figures(stats: &VolumeStats, rates: &VolumeRates) -> [String; 10] {
 fn troubles(volume: &VolumeStatus) -> Vec<String> {
     let name = &volume.info.name;
     let mut troubles: Vec<String> = volume.info.error.iter().cloned().collect();
+    troubles.extend(volume.info.notice.iter().cloned());
     if let Some(stats) = &volume.stats {
+        if stats.suspended {
+            troubles.push(format!(
+                "{name}: suspended: its lease could not be renewed in time, so another host may take it; requests wait until it is"
+            ));
+        }
+        if volume.info.error.is_none() {
+            troubles.extend(stats.fenced.iter().map(|why| format!("{name}: fenced: {why}")));
+        }
         troubles.extend(stats.log_dead.iter().map(|why| {
             format!(
                 "{name}: the log device failed, nothing is acknowledged any more: {why}; restart blockd on a good disk"

@@ -1,0 +1,129 @@
+//! Stranded writes: acknowledged by this host, never in the bucket, and now without a place in the history, because
+//! another owner went on from before them. They are found, shown and exported; nothing here changes a log.
+
+use std::io;
+
+use crate::manifest::Manifest;
+use crate::types::{BLOCK_SIZE, Lsn, VolumeId};
+use crate::wal::device::LogDevice;
+use crate::wal::format::RecordKind;
+use crate::wal::scan::{RecoveredFrame, ScanError, newest_epoch, scan};
+use crate::wal::writer::LoggedPayload;
+
+/// What a log holds that the volume's history went on without.
+#[derive(Debug)]
+pub struct Stranded {
+    /// Epoch in which it was written.
+    pub epoch: u64,
+    /// Epoch of the owner that went on without it.
+    pub taken_epoch: u64,
+    /// Last LSN of this host's that the bucket has.
+    pub bucket_lsn: Lsn,
+    frames: Vec<RecoveredFrame>,
+}
+
+/// One stranded write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StrandedWrite {
+    /// Its number.
+    pub lsn: Lsn,
+    /// When its frame was written, Unix milliseconds.
+    pub time_ms: u64,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Content, or that the range reads as zeroes since.
+    pub data: bool,
+}
+
+impl Stranded {
+    /// Looks for stranded writes of `host` in the log on `device`. The settled epochs of `manifest` say who went on
+    /// where.
+    ///
+    /// # Errors
+    /// The log cannot be read, or is damaged.
+    pub fn find(device: &dyn LogDevice, manifest: &Manifest, host: [u8; 16]) -> Result<Option<Self>, ScanError> {
+        let epoch = newest_epoch(device, manifest.id)?;
+        if epoch == 0 {
+            return Ok(None);
+        }
+        let settled: Vec<_> = manifest.epochs.iter().filter(|e| e.first_seq > 0).collect();
+        // An own later epoch that left no trace in this log wrote nothing, or it is not of this log: of a copy of the
+        // directory, or of a log that was moved away.
+        let went_on = settled.iter().enumerate().find(|(i, e)| {
+            let wrote = settled.get(i + 1).is_some_and(|next| next.first_lsn > e.first_lsn);
+            e.epoch > epoch && (e.owner != host || wrote)
+        });
+        let Some((_, taken)) = went_on else { return Ok(None) };
+        Self::beyond(device, manifest.id, (epoch, taken.epoch), taken.first_lsn.saturating_sub(1))
+    }
+
+    /// The writes after `bucket_lsn`, where epoch `epochs.0` ended and another owner went on as `epochs.1`.
+    ///
+    /// # Errors
+    /// As [`Stranded::find`].
+    pub fn beyond(
+        device: &dyn LogDevice,
+        volume: VolumeId,
+        epochs: (u64, u64),
+        bucket_lsn: Lsn,
+    ) -> Result<Option<Self>, ScanError> {
+        let frames = scan(device, volume, bucket_lsn)?.frames;
+        let holds = frames.iter().any(|frame| !frame.header.records.is_empty());
+        Ok(holds.then_some(Self { epoch: epochs.0, taken_epoch: epochs.1, bucket_lsn, frames }))
+    }
+
+    /// First and last LSN.
+    pub fn lsns(&self) -> (Lsn, Lsn) {
+        let first = self.frames.first().map_or(0, |frame| frame.header.first_lsn);
+        (first.max(self.bucket_lsn + 1), self.frames.last().map_or(0, |frame| frame.header.last_lsn()))
+    }
+
+    /// Everything stranded, oldest first.
+    pub fn writes(&self) -> impl Iterator<Item = StrandedWrite> {
+        self.records().map(|(write, _)| write)
+    }
+
+    fn records(&self) -> impl Iterator<Item = (StrandedWrite, Option<LoggedPayload>)> {
+        let of_frame = |frame: &RecoveredFrame| {
+            let (segment, offset, time_ms) = (frame.segment, frame.payload_offset, frame.header.time_ms);
+            let sums: std::sync::Arc<[u64]> = frame.header.sums.as_slice().into();
+            let records: Vec<_> = (frame.header.first_lsn..).zip(&frame.header.records).collect();
+            let row = move |(lsn, record): (Lsn, &crate::wal::format::Record)| {
+                let payload = match record.kind {
+                    RecordKind::Data { at } => {
+                        Some(LoggedPayload::new(segment, offset, sums.clone(), at as usize, record.blocks as usize))
+                    }
+                    RecordKind::Zero { .. } => None,
+                };
+                let write = StrandedWrite {
+                    lsn,
+                    time_ms,
+                    offset: record.lba * BLOCK_SIZE,
+                    len: record.blocks * BLOCK_SIZE,
+                    data: payload.is_some(),
+                };
+                (write, payload)
+            };
+            records.into_iter().map(row).collect::<Vec<_>>()
+        };
+        self.frames.iter().flat_map(of_frame).filter(|(write, _)| write.lsn > self.bucket_lsn)
+    }
+
+    /// Hands out every write with its content, if it has any, in order.
+    ///
+    /// # Errors
+    /// The log cannot be read or does not hold what it held; or whatever `take` says.
+    pub fn replay(
+        &self,
+        device: &dyn LogDevice,
+        mut take: impl FnMut(&StrandedWrite, Option<&[u8]>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        for (write, payload) in self.records() {
+            let bytes = payload.map(|payload| payload.read(device)).transpose()?;
+            take(&write, bytes.as_ref().map(|bytes| &bytes[..]))?;
+        }
+        Ok(())
+    }
+}
