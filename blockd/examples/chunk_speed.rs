@@ -85,7 +85,7 @@ fn chunk(seq: u64, codec: Codec, compressible: bool, spread: Option<u64>, rng: &
                 .collect()
         }
     };
-    draft(seq, codec, pieces).encode().unwrap()
+    draft(seq, codec, pieces).encode(None).unwrap()
 }
 
 fn rss() -> (u64, u64) {
@@ -119,8 +119,8 @@ fn main() {
         for compressible in [false, true] {
             let whole: blockd::buf::Slice = data(4096, compressible, &mut rng).into();
             let draft = draft(1, codec, vec![Piece::Data { lba: 0, data: whole }]);
-            let stored = draft.encode().unwrap().bytes.len();
-            let t = time(9, |_| draft.encode().unwrap());
+            let stored = draft.encode(None).unwrap().bytes.len();
+            let t = time(9, |_| draft.encode(None).unwrap());
             println!(
                 "encode 16 MiB {codec:8} compressible={compressible:5}: {:6.0} MB/s, ratio {:.2}",
                 16.777 / t.as_secs_f64(),
@@ -205,7 +205,7 @@ fn table(dir: &std::path::Path, rng: &mut SmallRng) {
     for allocated in [false, true, false] {
         seq += 1;
         let pieces = vec![Piece::Zero { lba: 1, blocks: BLOCKS - 2, allocated }];
-        let mut index = draft(seq, Codec::None, pieces).encode().unwrap().index;
+        let mut index = draft(seq, Codec::None, pieces).encode(None).unwrap().index;
         (index.first_lsn, index.last_lsn) = (u64::MAX / 2, u64::MAX / 2);
         let start = Instant::now();
         table.apply(&index).unwrap();

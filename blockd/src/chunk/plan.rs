@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::codec;
-use super::frames::{FRAME_BYTES, Frame};
-use crate::cache::FrameKey;
+use super::frames::{FRAME_BYTES, Frame, FrameCipher};
+use super::sealed::FrameKey;
+use crate::cache;
+use crate::crypt::Keys;
 use crate::table::{ChunkDirectory, Mapped, Table, TableError, Target};
 use crate::types::{BLOCK, Lba};
 
@@ -73,8 +75,8 @@ impl Plan {
 }
 
 impl Need {
-    pub(super) fn key(&self) -> FrameKey {
-        FrameKey { chunk: self.directory.name, frame: self.number }
+    pub(super) fn key(&self) -> cache::FrameKey {
+        cache::FrameKey { chunk: self.directory.name, frame: self.number }
     }
 
     pub(super) fn frame(&self) -> &Frame {
@@ -86,14 +88,27 @@ impl Need {
         self.parts.first().map_or(0, |part| part.to as u64)
     }
 
-    /// Checks `stored`, decodes it, and copies its parts to where they belong in `out`. False when it is not the
+    /// Checks `stored`, decrypts it with the volume's keys, decodes it, and copies its parts to where they belong in `out`. False when it is not the
     /// frame; `out` may then hold rubbish in the parts' places.
-    pub(super) fn deliver(&self, stored: &[u8], out: &mut [u8]) -> bool {
+    pub(super) fn deliver(&self, stored: &[u8], keys: Option<&Keys>, out: &mut [u8]) -> bool {
         let frame = self.frame();
         if stored.len() != frame.stored_len as usize || self.directory.name.frame_sum(self.number, stored) != frame.sum
         {
             return false;
         }
+        let mut clear = [0; FRAME_BYTES];
+        let stored = match keys {
+            None if frame.cipher == FrameCipher::None => stored,
+            Some(keys) if frame.cipher != FrameCipher::None => {
+                let clear = &mut clear[..stored.len() - frame.cipher.overhead()];
+                let key = FrameKey::new(keys, &self.directory.name);
+                if !key.open(self.number, frame.blocks, frame.encoding, stored, clear) {
+                    return false;
+                }
+                clear
+            }
+            _ => return false,
+        };
         if let [part] = self.parts[..]
             && part.from == 0
             && part.blocks == usize::from(frame.blocks)

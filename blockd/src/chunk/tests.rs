@@ -87,9 +87,9 @@ impl World {
             }
         }
         let seq = self.table.applied().seq + 1;
-        let chunk = draft(seq, codec, pieces).encode().unwrap();
+        let chunk = draft(seq, codec, pieces).encode(None).unwrap();
         self.store.put(&name(seq).key(), chunk.bytes.clone(), PutMode::Create).await.unwrap();
-        let index = read_index(&*self.store, &name(seq)).await.unwrap();
+        let index = read_index(&*self.store, &name(seq), None).await.unwrap();
         assert_eq!(index, chunk.index);
         self.table.apply(&index).unwrap();
         chunk
@@ -145,7 +145,7 @@ proptest! {
 
     #[test]
     fn decoding_headers_is_total(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-        let seal = encode_seal(name(1), 0);
+        let seal = encode_seal(name(1), 0, None);
         for prefix in [0, 10, 12, 24, 88] {
             let mut input = seal[..prefix].to_vec();
             input.extend_from_slice(&bytes);
@@ -157,7 +157,7 @@ proptest! {
     #[test]
     fn contradictions_are_refused_or_sound(at in 0usize..500, value: u8) {
         let plan = [(1, 20, 2, 1), (3, 2, 0, 2), (0, 1, 1, 3), (9, 3, 2, 4)];
-        let chunk = draft(1, Codec::Lz4, pieces(&plan)).encode().unwrap();
+        let chunk = draft(1, Codec::Lz4, pieces(&plan)).encode(None).unwrap();
         let mut bytes = chunk.bytes.to_vec();
         let len = chunk.index.frames.payload_start() as usize;
         let at = at % len;
@@ -193,7 +193,7 @@ fn golden_chunks_read_and_uncompressed_ones_are_written_the_same() {
         ("chunk-v1-zstd.bin", Codec::Zstd(3), false),
     ] {
         let pieces = pieces(&GOLDEN_PLAN);
-        let chunk = draft(1, codec, pieces.clone()).encode().unwrap();
+        let chunk = draft(1, codec, pieces.clone()).encode(None).unwrap();
         golden(file, &chunk.bytes, exact, |kept| {
             let index = ChunkIndex::decode(kept, &name(1)).unwrap();
             assert_eq!(index.object_len(), kept.len() as u64);
@@ -213,7 +213,7 @@ fn golden_chunks_read_and_uncompressed_ones_are_written_the_same() {
             });
         });
     }
-    golden("seal-v1.bin", &encode_seal(name(9), 5), true, |kept| {
+    golden("seal-v1.bin", &encode_seal(name(9), 5, None), true, |kept| {
         let seal = ChunkIndex::decode(kept, &name(9)).unwrap();
         assert_eq!(seal.kind, ChunkKind::Seal);
         assert_eq!(seal.created_ms, 5);
@@ -242,7 +242,7 @@ async fn every_flipped_bit_and_every_cut_is_noticed() {
             bad[bit / 8] ^= 1 << (bit % 8);
             world.store.tamper(&key, Some(bad.into()));
             if bit < header {
-                let error = read_index(&*world.store, &name(1)).await.unwrap_err();
+                let error = read_index(&*world.store, &name(1), None).await.unwrap_err();
                 assert!(matches!(error, ReadError::Header { .. }), "bit {bit}: {error}");
             } else {
                 let error = world.reader.read(2, &mut out).await.unwrap_err();
@@ -254,14 +254,14 @@ async fn every_flipped_bit_and_every_cut_is_noticed() {
         }
         for len in (0..chunk.bytes.len()).step_by(step) {
             world.store.tamper(&key, Some(chunk.bytes.slice(..len)));
-            let index = read_index(&*world.store, &name(1)).await;
+            let index = read_index(&*world.store, &name(1), None).await;
             assert_eq!(index.is_ok(), len * 8 >= header, "{len} bytes");
             let error = world.reader.read(2, &mut out).await.unwrap_err();
             assert!(matches!(error, ReadError::Truncated { .. }), "{len} bytes: {error}");
         }
         world.store.tamper(&key, None);
         for error in
-            [world.reader.read(2, &mut out).await.unwrap_err(), read_index(&*world.store, &name(1)).await.unwrap_err()]
+            [world.reader.read(2, &mut out).await.unwrap_err(), read_index(&*world.store, &name(1), None).await.unwrap_err()]
         {
             assert!(matches!(error, ReadError::Missing { name: n } if n == name(1)));
             assert!(error.to_string().contains(&key), "{error}");
@@ -278,7 +278,7 @@ async fn swapped_chunks_and_frames_are_noticed() {
     // A whole chunk under another's name: its header says so, and its frames do not pass either.
     world.store.tamper(&name(2).key(), Some(first.bytes.clone()));
     assert!(matches!(
-        read_index(&*world.store, &name(2)).await,
+        read_index(&*world.store, &name(2), None).await,
         Err(ReadError::Header { source: FormatError::Identity { found }, .. }) if found == name(1)
     ));
     let mut out = vec![0; BLOCK];
@@ -373,7 +373,7 @@ async fn long_headers_take_a_second_request() {
     let cut = chunk.bytes.slice(..70 << 10);
     world.store.tamper(&name(1).key(), Some(cut));
     assert!(matches!(
-        read_index(&*world.store, &name(1)).await,
+        read_index(&*world.store, &name(1), None).await,
         Err(ReadError::Header { source: FormatError::Truncated { .. }, .. })
     ));
 }
@@ -391,29 +391,29 @@ fn drafts_that_make_no_sense_are_refused() {
         vec![zero(u64::MAX, u64::MAX)],
         vec![Piece::Data { lba: 0, data: blocks(1, 1).slice(0..100) }],
     ] {
-        let result = draft(1, Codec::None, pieces.clone()).encode();
+        let result = draft(1, Codec::None, pieces.clone()).encode(None);
         assert!(matches!(result, Err(ChunkError::BadPiece(..))), "{pieces:?}");
     }
     let reversed = ChunkDraft { first_lsn: 2, ..draft(1, Codec::None, vec![data(0, 1)]) };
-    assert!(matches!(reversed.encode(), Err(ChunkError::BadLsns(..))));
+    assert!(matches!(reversed.encode(None), Err(ChunkError::BadLsns(..))));
     let many = (0..MAX_EXTENTS as u64 + 1).map(|i| zero(i * 2, 1)).collect();
-    assert!(matches!(draft(1, Codec::None, many).encode(), Err(ChunkError::TooManyExtents(..))));
+    assert!(matches!(draft(1, Codec::None, many).encode(None), Err(ChunkError::TooManyExtents(..))));
     let big = blocks(4096, 1);
     let many = (0..16).map(|i| Piece::Data { lba: i * 4096, data: big.clone() }).collect();
-    assert!(matches!(draft(1, Codec::None, many).encode(), Err(ChunkError::TooManyBlocks(..))));
+    assert!(matches!(draft(1, Codec::None, many).encode(None), Err(ChunkError::TooManyBlocks(..))));
     // As much as fits, and nothing at all.
     let mut most: Vec<_> = (0..15).map(|i| Piece::Data { lba: i * 4096, data: big.clone() }).collect();
     most.push(Piece::Data { lba: 15 * 4096, data: big.slice(0..4095 * BLOCK) });
-    let chunk = draft(1, Codec::Lz4, most).encode().unwrap();
+    let chunk = draft(1, Codec::Lz4, most).encode(None).unwrap();
     assert_eq!(ChunkIndex::decode(&chunk.bytes, &name(1)).unwrap(), chunk.index);
-    let empty = draft(1, Codec::Lz4, vec![]).encode().unwrap();
+    let empty = draft(1, Codec::Lz4, vec![]).encode(None).unwrap();
     assert_eq!(ChunkIndex::decode(&empty.bytes, &name(1)).unwrap(), empty.index);
 }
 
 #[test]
 fn neighbours_of_one_kind_become_one_extent() {
     let plan = [(0, 3, 2, 1), (0, 4, 2, 2), (0, 2, 0, 0), (0, 3, 0, 0), (0, 1, 1, 0), (1, 1, 2, 3)];
-    let chunk = draft(1, Codec::None, pieces(&plan)).encode().unwrap();
+    let chunk = draft(1, Codec::None, pieces(&plan)).encode(None).unwrap();
     let found: Vec<_> = chunk.index.extents.iter().map(|e| (e.lba, e.blocks, e.kind)).collect();
     assert_eq!(
         found,

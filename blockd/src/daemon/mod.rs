@@ -6,6 +6,7 @@
 
 mod data_dir;
 mod exports;
+mod keys;
 mod notify;
 mod run;
 mod signals;

@@ -71,6 +71,7 @@ impl Daemon {
             info.codec = manifest.codec.to_string();
             info.chunk_bytes = manifest.chunk_bytes.into();
             info.created_ms = manifest.created_ms;
+            info.encryption = manifest.encryption.map(|encryption| encryption.kdf.to_string());
         }
         match entry.phase {
             Phase::Open(place) => {
@@ -78,7 +79,7 @@ impl Daemon {
                 let stats = with_volume(&place, |volume| volume.stats()).await;
                 VolumeStatus { uris: daemon.nbd_uris(name), info, stats }
             }
-            Phase::Failed(why) => {
+            Phase::Failed(why) | Phase::Locked(why) => {
                 info.error = Some(why);
                 VolumeStatus { info, ..Default::default() }
             }

@@ -14,6 +14,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::task::JoinSet;
 
 use super::DataDir;
+use super::keys::{KeyError, KeyRing};
 use crate::admin::api::{CreateVolume, ResizeVolume, VolumeState, VolumeStatus};
 use crate::cache::FrameCache;
 use crate::chunk::Codec;
@@ -68,6 +69,8 @@ pub(super) enum Phase {
     Opening,
     Open(Place),
     Deleting,
+    /// Encrypted, and there is no key for it.
+    Locked(String),
     Failed(String),
 }
 
@@ -78,6 +81,7 @@ impl Phase {
             Self::Opening => VolumeState::Opening,
             Self::Open(_) => VolumeState::Open,
             Self::Deleting => VolumeState::Deleting,
+            Self::Locked(_) => VolumeState::Locked,
             Self::Failed(_) => VolumeState::Failed,
         }
     }
@@ -101,8 +105,9 @@ pub struct Daemon {
     reactors: Vec<ReactorHandle>,
     next_reactor: AtomicUsize,
     frame_cache: Option<FrameCache>,
+    pub(super) keys: KeyRing,
     volumes: RwLock<BTreeMap<String, Entry>>,
-    resizing: tokio::sync::Mutex<()>,
+    pub(super) resizing: tokio::sync::Mutex<()>,
     closing: AtomicBool,
 }
 
@@ -116,6 +121,7 @@ impl Daemon {
     ) -> Self {
         assert!(!reactors.is_empty(), "volumes need a reactor");
         Self {
+            keys: KeyRing::new(&config),
             config,
             data,
             store,
@@ -134,7 +140,7 @@ impl Daemon {
         self.volumes.read().expect("no code panics while it holds this lock")
     }
 
-    fn entries_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Entry>> {
+    pub(super) fn entries_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Entry>> {
         self.volumes.write().expect("no code panics while it holds this lock")
     }
 
@@ -144,7 +150,7 @@ impl Daemon {
         }
     }
 
-    fn refuse_while_closing(&self) -> Result<(), VolumeError> {
+    pub(super) fn refuse_while_closing(&self) -> Result<(), VolumeError> {
         match self.closing.load(Ordering::Acquire) {
             true => Err(VolumeError::Conflict("blockd is shutting down; try again when it is back".into())),
             false => Ok(()),
@@ -214,7 +220,7 @@ impl Daemon {
         Ok(())
     }
 
-    async fn load(&self, name: &str) -> Result<(Manifest, crate::store::Version), VolumeError> {
+    pub(super) async fn load(&self, name: &str) -> Result<(Manifest, crate::store::Version), VolumeError> {
         manifest::load(self.store.as_ref(), name).await.map_err(|error| match error {
             ManifestError::NotFound(name) => VolumeError::Unknown(name),
             ManifestError::Name(_) => VolumeError::Invalid(error.to_string()),
@@ -228,7 +234,8 @@ impl Daemon {
     /// Makes a volume and serves it.
     pub async fn create(&self, request: CreateVolume) -> Result<VolumeStatus, VolumeError> {
         self.refuse_while_closing()?;
-        let manifest = self.new_manifest(&request)?;
+        let mut manifest = self.new_manifest(&request)?;
+        self.encrypt_new(&mut manifest, request.secret.as_ref()).await?;
         let name = manifest.name.clone();
         {
             let mut entries = self.entries_mut();
@@ -270,6 +277,8 @@ impl Daemon {
             state: manifest::VolumeState::Active,
             created_ms: unix_ms(),
             epochs: Vec::new(),
+            encryption: None,
+            seal: manifest::Seal::None,
         })
     }
 
@@ -284,7 +293,7 @@ impl Daemon {
             match entry.phase {
                 Phase::Opening | Phase::Deleting => return Err(busy(name, &entry.phase)),
                 Phase::Open(_) => None,
-                Phase::Closed | Phase::Failed(_) => {
+                Phase::Closed | Phase::Locked(_) | Phase::Failed(_) => {
                     entry.phase = Phase::Opening;
                     Some(known)
                 }
@@ -334,6 +343,10 @@ impl Daemon {
                 self.share_memory().await;
                 Ok(())
             }
+            Err(error) if error.is::<KeyError>() => {
+                self.set_phase(&name, Phase::Locked(error.to_string()));
+                Err(VolumeError::Conflict(error.to_string()))
+            }
             Err(error) => {
                 let why = format!("cannot open volume {name:?}: {}", explain(&error));
                 self.set_phase(&name, Phase::Failed(why.clone()));
@@ -345,6 +358,7 @@ impl Daemon {
     }
 
     async fn try_open_device(&self, manifest: &Manifest) -> anyhow::Result<(Place, OpenReport)> {
+        let keys = self.keys.keys_of(manifest).await?;
         let (dirty, cache, table) = self.shares(self.open_places().len() + 1);
         let options = OpenOptions {
             store: self.store.clone() as Arc<dyn ObjectStore>,
@@ -362,6 +376,7 @@ impl Daemon {
                 destage_age_us: u64::try_from(self.config.destage_age.0.as_micros()).unwrap_or(u64::MAX),
                 ..Tuning::default()
             },
+            keys,
         };
         let (volume, report) = Volume::open(options).await?;
         let next = self.next_reactor.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
@@ -393,7 +408,7 @@ impl Daemon {
         }
         let size = request.size;
         // The manifest first: a volume must not take writes at addresses that a crash would put out of its range.
-        self.write_size(name, size)
+        self.write_size(manifest.id, name, size)
             .await
             .map_err(|error| VolumeError::Failed(format!("cannot resize volume {name:?}: {error}")))?;
         if with_volume(place, move |volume| volume.set_size(size)).await.is_none() {
@@ -408,14 +423,8 @@ impl Daemon {
         self.show(name).await
     }
 
-    async fn write_size(&self, name: &str, size: u64) -> Result<(), ManifestError> {
-        loop {
-            match volume::resize(self.store.as_ref(), name, size).await {
-                // A change of owner came between; the new manifest needs the new size all the same.
-                Err(ManifestError::LostRace(_)) => {}
-                other => return other,
-            }
-        }
+    async fn write_size(&self, id: VolumeId, name: &str, size: u64) -> Result<(), ManifestError> {
+        volume::resize(self.store.as_ref(), name, size, self.keys.held(id).as_ref()).await
     }
 
     /// Removes a volume from the store and all that is kept of it here.
@@ -469,6 +478,7 @@ impl Daemon {
             None => manifest::load(self.store.as_ref(), name).await?.0.id,
         };
         volume::delete(self.store.as_ref(), name, |_, _| {}).await?;
+        self.keys.forget(id);
         let dir = self.data.volume(id);
         match tokio::fs::remove_dir_all(&dir).await {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use super::format::{Manifest, ManifestFormatError};
+use super::lock::LockError;
 use super::name::{InvalidName, check_name};
+use crate::crypt::Keys;
 use crate::store::{ObjectStore, PutMode, StoreError, StoreErrorKind, Version};
 
 const PREFIX: &str = "volumes/";
@@ -40,6 +42,9 @@ pub enum ManifestError {
         /// What is wrong with it.
         source: ManifestFormatError,
     },
+    /// An encrypted volume without its key, or with a wrong one.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The store failed. After a failed write its outcome is unknown: doing the same again finds out.
     #[error("cannot reach the manifest of the volume: {0}")]
     Store(#[from] StoreError),
@@ -74,6 +79,10 @@ async fn put(store: &dyn ObjectStore, manifest: &Manifest, mode: PutMode) -> Res
     if let Some(why) = manifest.problem() {
         return Err(ManifestError::Unfit { name: manifest.name.clone(), why });
     }
+    if manifest.is_stale() {
+        let why = "its volume is encrypted, and whoever changes it must have the key";
+        return Err(ManifestError::Unfit { name: manifest.name.clone(), why });
+    }
     let key = key(&manifest.name);
     let bytes: Bytes = manifest.encode();
     match store.put(&key, bytes.clone(), mode).await {
@@ -90,7 +99,39 @@ async fn put(store: &dyn ObjectStore, manifest: &Manifest, mode: PutMode) -> Res
     }
 }
 
-/// Reads the manifest of the volume `name`, and its version for [`replace`].
+/// Reads the manifest of the volume `name` and believes it only if the owner of `keys` wrote it; of a volume that is not
+/// encrypted, without keys. Its version is for [`replace`].
+pub async fn open(
+    store: &dyn ObjectStore,
+    name: &str,
+    keys: Option<&Keys>,
+) -> Result<(Manifest, Version), ManifestError> {
+    let (mut manifest, version) = load(store, name).await?;
+    manifest.verify(keys)?;
+    Ok((manifest, version))
+}
+
+/// Changes the manifest of the volume `name`, whoever else changes it at the same time, and returns it. `change` may be
+/// called more than once.
+pub async fn update(
+    store: &dyn ObjectStore,
+    name: &str,
+    keys: Option<&Keys>,
+    change: impl Fn(&mut Manifest),
+) -> Result<Manifest, ManifestError> {
+    loop {
+        let (mut manifest, version) = open(store, name, keys).await?;
+        change(&mut manifest);
+        match replace(store, &manifest, version).await {
+            Ok(_) => return Ok(manifest),
+            Err(ManifestError::LostRace(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads the manifest of the volume `name`, to look at or to delete it: of an encrypted volume it is not verified, and
+/// cannot be changed. Its version is for [`replace`].
 pub async fn load(store: &dyn ObjectStore, name: &str) -> Result<(Manifest, Version), ManifestError> {
     check_name(name)?;
     let (bytes, version) = store.get(&key(name)).await.map_err(|error| match error.kind {

@@ -22,6 +22,8 @@ fn manifest() -> Manifest {
             EpochStart { epoch: 1, first_seq: 1, first_lsn: 1, owner: [0xaa; 16], opened_ms: 1_700_000_000_001 },
             EpochStart { epoch: 3, first_seq: 0, first_lsn: 0, owner: [0xbb; 16], opened_ms: 1_700_000_000_002 },
         ],
+        encryption: None,
+        seal: Seal::None,
     }
 }
 
@@ -103,6 +105,8 @@ proptest! {
                     opened_ms: created_ms,
                 }
             }).collect(),
+            encryption: None,
+            seal: Seal::None,
         };
         prop_assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
     }

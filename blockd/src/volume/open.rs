@@ -14,6 +14,7 @@ use super::own::{self, Claim};
 use super::stats::VolumeStats;
 use crate::cache::FrameCache;
 use crate::chunk::{BlockReader, ChunkName, ReadError};
+use crate::crypt::Keys;
 use crate::manifest::{Manifest, ManifestError};
 use crate::store::{ObjectStore, StoreError};
 use crate::table::{Table, TableError};
@@ -125,6 +126,8 @@ pub struct OpenOptions {
     pub frame_cache: Option<FrameCache>,
     /// Limits.
     pub tuning: Tuning,
+    /// Its keys, if it is encrypted.
+    pub keys: Option<Keys>,
 }
 
 /// What opening found.
@@ -164,6 +167,8 @@ pub struct Parts {
     pub segments_max: u32,
     /// Limits.
     pub tuning: Tuning,
+    /// Its keys, if it is encrypted.
+    pub keys: Option<Keys>,
 }
 
 impl Volume {
@@ -192,6 +197,7 @@ impl Volume {
             jitter: Arc::new(rand::random),
             segments_max: (options.log_bytes / options.segment_bytes).clamp(4, 200) as u32,
             tuning: options.tuning,
+            keys: options.keys,
         };
         Self::open_parts(parts, &options.name, options.owner).await
     }
@@ -200,13 +206,13 @@ impl Volume {
     pub async fn open_parts(parts: Parts, name: &str, owner: [u8; 16]) -> Result<(Volume, OpenReport), OpenError> {
         let applied = parts.table.applied();
         let Claim { manifest, state, previous } =
-            own::claim(parts.store.as_ref(), name, owner, applied.seq, (parts.wall)()).await?;
+            own::claim(parts.store.as_ref(), name, owner, applied.seq, (parts.wall)(), parts.keys.as_ref()).await?;
         let id = manifest.id;
         for seq in applied.seq + 1..=state.seq {
             let epoch = epoch_of(&manifest, seq);
             let chunk = ChunkName { volume: id, epoch, seq };
             let index =
-                own::data_chunk(parts.store.as_ref(), chunk).await?.ok_or_else(|| OpenError::Missing(chunk.key()))?;
+                own::data_chunk(parts.store.as_ref(), chunk, parts.keys.as_ref()).await?.ok_or_else(|| OpenError::Missing(chunk.key()))?;
             parts.table.apply(&index)?;
         }
         let device = parts.device.clone();
@@ -269,7 +275,8 @@ impl Volume {
         let (log, anchor) = LogWriter::open(options, recovered, segments);
         parts.device.write(log.current_segment(), 0, &anchor)?;
         parts.device.sync(log.current_segment())?;
-        let reader = BlockReader::new(manifest.id, parts.table.clone(), parts.store.clone(), parts.frame_cache);
+        let reader = BlockReader::new(manifest.id, parts.table.clone(), parts.store.clone(), parts.frame_cache)
+            .with_keys(parts.keys.clone());
         let mut volume = Volume {
             id: manifest.id,
             size: manifest.size,
@@ -293,6 +300,7 @@ impl Volume {
                 closing: Arc::new(Closing::default()),
                 trouble: Arc::new(Mutex::new(None)),
                 jitter: parts.jitter,
+                keys: parts.keys,
             },
             effects: Default::default(),
             log_ios: Vec::new(),
