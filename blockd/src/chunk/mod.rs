@@ -45,6 +45,8 @@ pub use name::ChunkName;
 pub use reader::BlockReader;
 
 #[cfg(all(test, feature = "engine"))]
+mod sealed_tests;
+#[cfg(all(test, feature = "engine"))]
 pub(crate) mod testing;
 #[cfg(all(test, feature = "engine"))]
 mod tests;

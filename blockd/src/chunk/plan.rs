@@ -1,5 +1,6 @@
 //! From mapped blocks to frames: which frames a read needs and where their blocks go.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,6 +11,11 @@ use crate::cache;
 use crate::crypt::Keys;
 use crate::table::{ChunkDirectory, Mapped, Table, TableError, Target};
 use crate::types::{BLOCK, Lba};
+
+thread_local! {
+    /// Where frames are decrypted that must be decoded after that.
+    static CLEAR: RefCell<Vec<u8>> = RefCell::new(vec![0; FRAME_BYTES]);
+}
 
 /// Some consecutive blocks of a frame, and their place in the reader's buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,25 +102,43 @@ impl Need {
         {
             return false;
         }
-        let mut clear = [0; FRAME_BYTES];
-        let stored = match keys {
-            None if frame.cipher == FrameCipher::None => stored,
-            Some(keys) if frame.cipher != FrameCipher::None => {
-                let clear = &mut clear[..stored.len() - frame.cipher.overhead()];
-                let key = FrameKey::new(keys, &self.directory.name);
-                if !key.open(self.number, frame.blocks, frame.encoding, stored, clear) {
-                    return false;
-                }
-                clear
-            }
-            _ => return false,
-        };
-        if let [part] = self.parts[..]
-            && part.from == 0
-            && part.blocks == usize::from(frame.blocks)
+        match keys {
+            None => frame.cipher == FrameCipher::None && self.decode(stored, out),
+            Some(keys) => frame.cipher != FrameCipher::None && self.decrypt(stored, keys, out),
+        }
+    }
+
+    /// Decrypts and delivers a frame.
+    fn decrypt(&self, stored: &[u8], keys: &Keys, out: &mut [u8]) -> bool {
+        let frame = self.frame();
+        let key = FrameKey::new(keys, &self.directory.name);
+        let open = |clear: &mut [u8]| key.open(self.number, frame.blocks, frame.encoding, stored, clear);
+        if let Some(whole) = self.whole(out)
+            && frame.encoding == super::FrameEncoding::Raw
         {
-            let out = &mut out[part.to * BLOCK..(part.to + part.blocks) * BLOCK];
-            return codec::decompress(frame.encoding, stored, out);
+            return open(whole);
+        }
+        CLEAR.with_borrow_mut(|clear| {
+            let clear = &mut clear[..stored.len() - frame.cipher.overhead()];
+            open(clear) && self.decode(clear, out)
+        })
+    }
+
+    /// Where the frame belongs in `out`, if all of it does and in one piece.
+    fn whole<'a>(&self, out: &'a mut [u8]) -> Option<&'a mut [u8]> {
+        match self.parts[..] {
+            [part] if part.from == 0 && part.blocks == usize::from(self.frame().blocks) => {
+                Some(&mut out[part.to * BLOCK..(part.to + part.blocks) * BLOCK])
+            }
+            _ => None,
+        }
+    }
+
+    /// Decodes and delivers a frame.
+    fn decode(&self, stored: &[u8], out: &mut [u8]) -> bool {
+        let frame = self.frame();
+        if let Some(whole) = self.whole(out) {
+            return codec::decompress(frame.encoding, stored, whole);
         }
         if frame.encoding == super::FrameEncoding::Raw {
             self.copy_parts(stored, out);

@@ -149,14 +149,7 @@ impl FrameKey {
     }
 
     /// Decrypts a frame into `out`, which is shorter by the tag. False when it is not the frame; `out` then holds rubbish.
-    pub(super) fn open(
-        &self,
-        number: u32,
-        blocks: u8,
-        encoding: FrameEncoding,
-        stored: &[u8],
-        out: &mut [u8],
-    ) -> bool {
+    pub(super) fn open(&self, number: u32, blocks: u8, encoding: FrameEncoding, stored: &[u8], out: &mut [u8]) -> bool {
         let Some((text, tag)) = stored.split_at_checked(out.len()) else { return false };
         self.0.open_separate_gather(nonce(number), place(blocks, encoding), text, tag, out).is_ok()
     }

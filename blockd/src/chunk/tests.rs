@@ -13,6 +13,7 @@ use super::testing::{TestStore, golden};
 use super::*;
 use crate::buf::{AlignedBuf, Slice};
 use crate::cache::FrameCache;
+use crate::crypt::Keys;
 use crate::store::{ObjectStore, PutMode};
 use crate::table::{MemKv, Table};
 use crate::types::{BLOCK, VolumeId};
@@ -20,12 +21,12 @@ use crate::types::{BLOCK, VolumeId};
 const VOLUME: VolumeId = VolumeId([3; 16]);
 const CODECS: [Codec; 4] = [Codec::None, Codec::Lz4, Codec::Zstd(1), Codec::Zstd(-3)];
 
-fn name(seq: u64) -> ChunkName {
+pub(super) fn name(seq: u64) -> ChunkName {
     ChunkName { volume: VOLUME, epoch: 1, seq }
 }
 
 /// Blocks of which some compress and some do not.
-fn blocks(count: usize, seed: u64) -> Slice {
+pub(super) fn blocks(count: usize, seed: u64) -> Slice {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut data = AlignedBuf::zeroed(count * BLOCK);
     for block in data.chunks_mut(BLOCK) {
@@ -36,12 +37,12 @@ fn blocks(count: usize, seed: u64) -> Slice {
     data.into()
 }
 
-fn draft(seq: u64, codec: Codec, pieces: Vec<Piece>) -> ChunkDraft {
+pub(super) fn draft(seq: u64, codec: Codec, pieces: Vec<Piece>) -> ChunkDraft {
     ChunkDraft { name: name(seq), first_lsn: seq, last_lsn: seq, codec, created_ms: 1_700_000_000_000, pieces }
 }
 
 /// A draft with pieces of every kind, from (gap, blocks, kind, seed).
-fn pieces(plan: &[(u64, u64, u8, u64)]) -> Vec<Piece> {
+pub(super) fn pieces(plan: &[(u64, u64, u8, u64)]) -> Vec<Piece> {
     let mut lba = 0;
     plan.iter()
         .map(|&(gap, count, kind, seed)| {
@@ -58,24 +59,30 @@ fn pieces(plan: &[(u64, u64, u8, u64)]) -> Vec<Piece> {
 }
 
 /// A volume in a test store, beside a plain copy of its bytes.
-struct World {
-    store: Arc<TestStore>,
-    table: Arc<Table>,
-    reader: BlockReader,
+pub(super) struct World {
+    pub(super) store: Arc<TestStore>,
+    pub(super) table: Arc<Table>,
+    pub(super) reader: BlockReader,
+    keys: Option<Keys>,
     model: Vec<u8>,
 }
 
 impl World {
     fn new(blocks: usize, cache: Option<FrameCache>) -> Self {
+        Self::with_keys(blocks, cache, None)
+    }
+
+    pub(super) fn with_keys(blocks: usize, cache: Option<FrameCache>, keys: Option<Keys>) -> Self {
         let store = Arc::new(TestStore::default());
         let table = Arc::new(Table::in_memory(MemKv::new(), VOLUME).unwrap());
         let reader =
             BlockReader::new(VOLUME, table.clone(), store.clone(), cache).with_deadline(Duration::from_secs(1));
-        World { store, table, reader, model: vec![0; blocks * BLOCK] }
+        let reader = reader.with_keys(keys.clone());
+        World { store, table, reader, keys, model: vec![0; blocks * BLOCK] }
     }
 
     /// Puts a chunk as the engine does: object first, then the header read back, then the table.
-    async fn put(&mut self, codec: Codec, pieces: Vec<Piece>) -> Chunk {
+    pub(super) async fn put(&mut self, codec: Codec, pieces: Vec<Piece>) -> Chunk {
         for piece in &pieces {
             match piece {
                 Piece::Data { lba, data } => {
@@ -87,15 +94,15 @@ impl World {
             }
         }
         let seq = self.table.applied().seq + 1;
-        let chunk = draft(seq, codec, pieces).encode(None).unwrap();
+        let chunk = draft(seq, codec, pieces).encode(self.keys.as_ref()).unwrap();
         self.store.put(&name(seq).key(), chunk.bytes.clone(), PutMode::Create).await.unwrap();
-        let index = read_index(&*self.store, &name(seq), None).await.unwrap();
+        let index = read_index(&*self.store, &name(seq), self.keys.as_ref()).await.unwrap();
         assert_eq!(index, chunk.index);
         self.table.apply(&index).unwrap();
         chunk
     }
 
-    async fn check(&self, lba: usize, count: usize) {
+    pub(super) async fn check(&self, lba: usize, count: usize) {
         let mut out = vec![0xee; count * BLOCK];
         let zeroes = self.reader.read(lba as u64, &mut out).await.unwrap();
         let expected = &self.model[lba * BLOCK..][..count * BLOCK];
@@ -110,7 +117,7 @@ impl World {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
@@ -123,13 +130,15 @@ proptest! {
             (0..4usize, prop::collection::vec((0u64..40, 1u64..40, 0u8..6, any::<u64>()), 1..8)), 1..6),
         reads in prop::collection::vec((0usize..640, 1usize..128), 10),
         cached: bool,
+        encrypted: bool,
     ) {
         runtime().block_on(async {
             let cache = match cached {
                 true => Some(FrameCache::open(None, 1 << 20, 0).await.unwrap()),
                 false => None,
             };
-            let mut world = World::new(640, cache);
+            let keys = encrypted.then(|| Keys::new(&[9; 32]));
+            let mut world = World::with_keys(640, cache, keys);
             for (codec, plan) in &chunks {
                 let chunk = world.put(CODECS[*codec], pieces(plan)).await;
                 if plan.len() % 2 == 0 {
@@ -181,7 +190,7 @@ proptest! {
     }
 }
 
-const GOLDEN_PLAN: [(u64, u64, u8, u64); 6] =
+pub(super) const GOLDEN_PLAN: [(u64, u64, u8, u64); 6] =
     [(5, 18, 2, 1), (0, 3, 2, 2), (100, 1, 2, 3), (0, 1 << 28, 0, 0), (7, 1 << 40, 1, 0), (1, 2, 2, 4)];
 
 #[test]
@@ -260,9 +269,10 @@ async fn every_flipped_bit_and_every_cut_is_noticed() {
             assert!(matches!(error, ReadError::Truncated { .. }), "{len} bytes: {error}");
         }
         world.store.tamper(&key, None);
-        for error in
-            [world.reader.read(2, &mut out).await.unwrap_err(), read_index(&*world.store, &name(1), None).await.unwrap_err()]
-        {
+        for error in [
+            world.reader.read(2, &mut out).await.unwrap_err(),
+            read_index(&*world.store, &name(1), None).await.unwrap_err(),
+        ] {
             assert!(matches!(error, ReadError::Missing { name: n } if n == name(1)));
             assert!(error.to_string().contains(&key), "{error}");
         }

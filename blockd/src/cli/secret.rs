@@ -45,7 +45,9 @@ pub(super) fn choose(prompt: &str, variable: &str) -> anyhow::Result<Secret> {
 
 fn read(prompt: &str, variable: &str) -> anyhow::Result<Zeroizing<String>> {
     if !io::stdin().is_terminal() {
-        bail!("there is no terminal to ask for a passphrase at; say --passphrase-file or --key-file, or set {variable}");
+        bail!(
+            "there is no terminal to ask for a passphrase at; say --passphrase-file or --key-file, or set {variable}"
+        );
     }
     let text = rpassword::prompt_password(format!("{prompt}: ")).context("cannot read the passphrase")?;
     Ok(Zeroizing::new(text))

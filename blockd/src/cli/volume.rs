@@ -355,7 +355,10 @@ fn details(volume: &VolumeStatus) -> String {
         ("durability", info.durability.clone()),
         ("codec", info.codec.clone()),
         ("chunk size", bytes(info.chunk_bytes)),
-        ("encryption", info.encryption.as_ref().map_or("none".into(), |what| format!("AES-256-GCM, unlocked by a {what}"))),
+        (
+            "encryption",
+            info.encryption.as_ref().map_or("none".into(), |what| format!("AES-256-GCM, unlocked by a {what}")),
+        ),
         ("created", date(info.created_ms)),
         ("state", info.state.as_str().to_owned()),
         ("clients", info.clients.to_string()),

@@ -55,9 +55,7 @@ impl Keys {
     /// The signing key for `purpose` and `context`, see [`Keys::cipher`].
     pub(crate) fn signer(&self, purpose: &str, context: &[u8]) -> hmac::Key {
         let info = [b"blockd ", purpose.as_bytes(), &[0], context];
-        hmac::Key::from(
-            self.0.prk.expand(&info, hmac::HMAC_SHA256).expect("32 bytes are no more than HKDF gives"),
-        )
+        hmac::Key::from(self.0.prk.expand(&info, hmac::HMAC_SHA256).expect("32 bytes are no more than HKDF gives"))
     }
 }
 

@@ -36,7 +36,9 @@ pub enum SecretError {
         source: io::Error,
     },
     /// Too little to keep anything secret.
-    #[error("the key file {path} has {len} bytes; it must have at least {KEY_FILE_MIN} random ones (`head -c 32 /dev/urandom > FILE`)")]
+    #[error(
+        "the key file {path} has {len} bytes; it must have at least {KEY_FILE_MIN} random ones (`head -c 32 /dev/urandom > FILE`)"
+    )]
     Short {
         /// The file.
         path: PathBuf,
@@ -130,7 +132,8 @@ mod tests {
     fn files_give_the_secret_that_is_in_them() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        for (content, expected) in [("open sesame\n", "open sesame"), ("a\r\n", "a"), (" a \n\n", " a \n"), ("a", "a")] {
+        for (content, expected) in [("open sesame\n", "open sesame"), ("a\r\n", "a"), (" a \n\n", " a \n"), ("a", "a")]
+        {
             std::fs::write(&path, content).unwrap();
             let Secret::Passphrase(text) = Secret::passphrase_file(&path).unwrap() else { panic!() };
             assert_eq!(*text, expected);

@@ -95,8 +95,7 @@ impl KeyRing {
 async fn unwrap(manifest: &Manifest, secret: Secret) -> Result<Keys, LockError> {
     let mut manifest = manifest.clone();
     let work = move || {
-        let encryption =
-            manifest.encryption.clone().ok_or_else(|| LockError::NotEncrypted(manifest.name.clone()))?;
+        let encryption = manifest.encryption.clone().ok_or_else(|| LockError::NotEncrypted(manifest.name.clone()))?;
         let keys = encryption.unwrap(&secret, manifest.id, &manifest.name)?;
         manifest.verify(Some(&keys))?;
         Ok(keys)

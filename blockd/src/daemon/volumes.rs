@@ -249,6 +249,7 @@ impl Daemon {
         }
         if let Err(error) = manifest::create(self.store.as_ref(), &manifest).await {
             self.entries_mut().remove(&name);
+            self.keys.forget(manifest.id);
             return Err(match error {
                 ManifestError::Exists(_) => VolumeError::Conflict(format!(
                     "the store has a volume named {name:?} already; choose another name, or serve it with `blockd volume open {name}`"

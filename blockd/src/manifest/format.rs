@@ -242,8 +242,7 @@ impl Manifest {
     pub fn encode(&self) -> Bytes {
         let mut out = self.covered();
         if let Some(tag) = self.is_sealed().then(|| self.seal.tag(&out)).flatten() {
-            let header =
-                SectionHeader { kind: seal::KIND.into(), reserved: 0.into(), len: (seal::TAG as u32).into() };
+            let header = SectionHeader { kind: seal::KIND.into(), reserved: 0.into(), len: (seal::TAG as u32).into() };
             out.extend_from_slice(header.as_bytes());
             out.extend_from_slice(&tag);
         }

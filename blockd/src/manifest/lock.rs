@@ -139,9 +139,7 @@ impl Manifest {
             };
         };
         let genuine = match &self.seal {
-            Seal::Read { tag, .. } => {
-                hmac::verify(&keys.signer("manifest v1", &[]), &self.covered(), tag).is_ok()
-            }
+            Seal::Read { tag, .. } => hmac::verify(&keys.signer("manifest v1", &[]), &self.covered(), tag).is_ok(),
             Seal::Keyed(own) => own == keys,
             // Nothing is left to protect.
             Seal::None => self.state == VolumeState::Deleting,

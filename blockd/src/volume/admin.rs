@@ -12,12 +12,7 @@ const DELETE_BATCH: u64 = 1000;
 const IN_FLIGHT_MAX: u64 = 64;
 
 /// Records a new size in bytes in the manifest; an open volume must then be told by [`super::Volume::set_size`].
-pub async fn resize(
-    store: &dyn ObjectStore,
-    name: &str,
-    size: u64,
-    keys: Option<&Keys>,
-) -> Result<(), ManifestError> {
+pub async fn resize(store: &dyn ObjectStore, name: &str, size: u64, keys: Option<&Keys>) -> Result<(), ManifestError> {
     manifest::update(store, name, keys, |manifest| manifest.size = size).await.map(drop)
 }
 

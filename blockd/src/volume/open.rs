@@ -211,8 +211,9 @@ impl Volume {
         for seq in applied.seq + 1..=state.seq {
             let epoch = epoch_of(&manifest, seq);
             let chunk = ChunkName { volume: id, epoch, seq };
-            let index =
-                own::data_chunk(parts.store.as_ref(), chunk, parts.keys.as_ref()).await?.ok_or_else(|| OpenError::Missing(chunk.key()))?;
+            let index = own::data_chunk(parts.store.as_ref(), chunk, parts.keys.as_ref())
+                .await?
+                .ok_or_else(|| OpenError::Missing(chunk.key()))?;
             parts.table.apply(&index)?;
         }
         let device = parts.device.clone();

@@ -88,7 +88,8 @@ async fn end_epoch(
     let chunk = |seq| ChunkName { volume: manifest.id, epoch: epoch.epoch, seq };
     let mut state = BucketState { seq: epoch.first_seq - 1, lsn: epoch.first_lsn - 1 };
     if applied > state.seq {
-        let index = data_chunk(store, chunk(applied), keys).await?.ok_or_else(|| OpenError::Missing(chunk(applied).key()))?;
+        let index =
+            data_chunk(store, chunk(applied), keys).await?.ok_or_else(|| OpenError::Missing(chunk(applied).key()))?;
         state = BucketState { seq: applied, lsn: index.last_lsn };
     }
     loop {
