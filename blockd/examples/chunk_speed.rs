@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use blockd::buf::AlignedBuf;
 use blockd::cache::FrameCache;
 use blockd::chunk::{BlockReader, Chunk, ChunkDraft, ChunkName, Codec, Piece};
+use blockd::crypt::Keys;
 use blockd::store::{ListEntry, ObjectMeta, ObjectStore, PutMode, Result, Version};
 use blockd::table::{MemKv, Table, simulate};
 use blockd::types::{BLOCK, VolumeId};
@@ -71,7 +72,14 @@ fn draft(seq: u64, codec: Codec, pieces: Vec<Piece>) -> ChunkDraft {
 }
 
 /// 16 MiB as one run, or as 4096 scattered blocks.
-fn chunk(seq: u64, codec: Codec, compressible: bool, spread: Option<u64>, rng: &mut SmallRng) -> Chunk {
+fn chunk(
+    seq: u64,
+    codec: Codec,
+    compressible: bool,
+    spread: Option<u64>,
+    rng: &mut SmallRng,
+    keys: Option<&Keys>,
+) -> Chunk {
     let whole: blockd::buf::Slice = data(4096, compressible, rng).into();
     let pieces = match spread {
         None => vec![Piece::Data { lba: 0, data: whole }],
@@ -85,7 +93,7 @@ fn chunk(seq: u64, codec: Codec, compressible: bool, spread: Option<u64>, rng: &
                 .collect()
         }
     };
-    draft(seq, codec, pieces).encode().unwrap()
+    draft(seq, codec, pieces).encode(keys).unwrap()
 }
 
 fn rss() -> (u64, u64) {
@@ -119,13 +127,16 @@ fn main() {
         for compressible in [false, true] {
             let whole: blockd::buf::Slice = data(4096, compressible, &mut rng).into();
             let draft = draft(1, codec, vec![Piece::Data { lba: 0, data: whole }]);
-            let stored = draft.encode().unwrap().bytes.len();
-            let t = time(9, |_| draft.encode().unwrap());
-            println!(
-                "encode 16 MiB {codec:8} compressible={compressible:5}: {:6.0} MB/s, ratio {:.2}",
-                16.777 / t.as_secs_f64(),
-                16_777_216.0 / stored as f64
-            );
+            for keys in [None, Some(Keys::new(&[1; 32]))] {
+                let stored = draft.encode(keys.as_ref()).unwrap().bytes.len();
+                let t = time(9, |_| draft.encode(keys.as_ref()).unwrap());
+                println!(
+                    "encode 16 MiB {codec:8} compressible={compressible:5} encrypted={:5}: {:6.0} MiB/s, ratio {:.2}",
+                    keys.is_some(),
+                    16.0 / t.as_secs_f64(),
+                    16_777_216.0 / stored as f64
+                );
+            }
         }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -136,25 +147,30 @@ fn main() {
         (Codec::Zstd(1), true, None),
         (Codec::Lz4, true, Some(1 << 22)),
     ] {
-        let chunk = chunk(1, codec, compressible, spread, &mut rng);
-        let table = Arc::new(Table::in_memory(MemKv::new(), VOLUME).unwrap());
-        table.apply(&chunk.index).unwrap();
-        let store = Arc::new(OneChunk(chunk.bytes.clone()));
-        let cache = runtime.block_on(FrameCache::open(None, 64 << 20, 0)).unwrap();
-        let reader = BlockReader::new(VOLUME, table, store, Some(cache));
-        reader.admit(&chunk);
-        let lbas: Vec<u64> = chunk.index.extents.iter().flat_map(|e| e.lba..e.lba + e.blocks).collect();
-        let mut out = vec![0; BLOCK];
-        let one = time(20_000, |_| {
-            let lba = lbas[rng.random_range(0..lbas.len())];
-            runtime.block_on(reader.read(lba, &mut out)).unwrap()
-        });
-        let mut out = vec![0; 1 << 20];
-        let mib = time(200, |i| runtime.block_on(reader.read((i as u64 % 15) * 256, &mut out)).unwrap());
-        println!(
-            "cached read {codec:8} compressible={compressible:5} scattered={:5}: 4 KiB {one:?}, 1 MiB {mib:?}",
-            spread.is_some()
-        );
+        for keys in [None, Some(Keys::new(&[1; 32]))] {
+            let chunk = chunk(1, codec, compressible, spread, &mut rng, keys.as_ref());
+            let table = Arc::new(Table::in_memory(MemKv::new(), VOLUME).unwrap());
+            table.apply(&chunk.index).unwrap();
+            let store = Arc::new(OneChunk(chunk.bytes.clone()));
+            let cache = runtime.block_on(FrameCache::open(None, 64 << 20, 0)).unwrap();
+            let reader = BlockReader::new(VOLUME, table, store, Some(cache)).with_keys(keys.clone());
+            reader.admit(&chunk);
+            let lbas: Vec<u64> = chunk.index.extents.iter().flat_map(|e| e.lba..e.lba + e.blocks).collect();
+            let mut out = vec![0; BLOCK];
+            let one = time(20_000, |_| {
+                let lba = lbas[rng.random_range(0..lbas.len())];
+                runtime.block_on(reader.read(lba, &mut out)).unwrap()
+            });
+            let mut out = vec![0; 1 << 20];
+            let mib = time(200, |i| runtime.block_on(reader.read((i as u64 % 15) * 256, &mut out)).unwrap());
+            println!(
+                "cached read {codec:8} compressible={compressible:5} scattered={:5} encrypted={:5}: 4 KiB {one:?}, \
+                 1 MiB {mib:?}, {:.0} MiB/s",
+                spread.is_some(),
+                keys.is_some(),
+                1.0 / mib.as_secs_f64()
+            );
+        }
     }
 }
 
@@ -187,7 +203,7 @@ fn table(dir: &std::path::Path, rng: &mut SmallRng) {
     let mut apply = |spread, rng: &mut SmallRng| {
         seq += 1;
         lsn += 1;
-        let mut index = chunk(seq, Codec::None, false, spread, rng).index;
+        let mut index = chunk(seq, Codec::None, false, spread, rng, None).index;
         (index.first_lsn, index.last_lsn) = (lsn, lsn);
         let start = Instant::now();
         table.apply(&index).unwrap();
@@ -205,7 +221,7 @@ fn table(dir: &std::path::Path, rng: &mut SmallRng) {
     for allocated in [false, true, false] {
         seq += 1;
         let pieces = vec![Piece::Zero { lba: 1, blocks: BLOCKS - 2, allocated }];
-        let mut index = draft(seq, Codec::None, pieces).encode().unwrap().index;
+        let mut index = draft(seq, Codec::None, pieces).encode(None).unwrap().index;
         (index.first_lsn, index.last_lsn) = (u64::MAX / 2, u64::MAX / 2);
         let start = Instant::now();
         table.apply(&index).unwrap();

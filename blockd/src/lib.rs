@@ -23,6 +23,8 @@ pub mod cli;
 #[cfg(feature = "engine")]
 pub mod config;
 #[cfg(feature = "engine")]
+pub mod crypt;
+#[cfg(feature = "engine")]
 pub mod daemon;
 #[cfg(feature = "engine")]
 mod explain;

@@ -59,7 +59,7 @@ fn put_last_chunk(bucket: &Path, volume: VolumeId, applied: Applied) -> Result<(
         created_ms: 0,
         pieces: vec![Piece::Data { lba: 0, data: AlignedBuf::zeroed(BLOCK).into() }],
     };
-    let bytes = draft.encode()?.bytes;
+    let bytes = draft.encode(None)?.bytes;
     let url = format!("dir:{}", bucket.canonicalize()?.display());
     tokio::runtime::Runtime::new()?.block_on(async {
         let store = store::open(&StoreConfig::new(url)).await?;

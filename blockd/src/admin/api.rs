@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::crypt::Secret;
 use crate::store::StoreCounters;
 use crate::volume::VolumeStats;
 
@@ -65,6 +68,8 @@ pub enum VolumeState {
     Open,
     /// On its way out of the store.
     Deleting,
+    /// Encrypted, and the daemon has no key for it.
+    Locked,
     /// It could not be opened, or not be deleted.
     Failed,
     /// Another host serves it.
@@ -87,6 +92,7 @@ impl VolumeState {
             Self::Opening => "opening",
             Self::Open => "open",
             Self::Deleting => "deleting",
+            Self::Locked => "locked",
             Self::Failed => "failed",
             Self::Held => "held",
             Self::Expired => "expired",
@@ -114,6 +120,9 @@ pub struct VolumeInfo {
     pub chunk_bytes: u64,
     /// When it was made, in milliseconds since 1970.
     pub created_ms: u64,
+    /// What unlocks it, `passphrase` or `key file`, if it is encrypted.
+    #[serde(default)]
+    pub encryption: Option<String>,
     /// Whether it is served.
     pub state: VolumeState,
     /// Why not, when that is known.
@@ -241,6 +250,88 @@ pub struct CreateVolume {
     pub codec: Option<String>,
     /// Payload of a chunk in bytes; the daemon's setting when absent.
     pub chunk_bytes: Option<u64>,
+    /// What is to unlock it; without, it is not encrypted.
+    #[serde(default)]
+    pub secret: Option<SecretText>,
+}
+
+/// A passphrase or a key, as it goes over the admin socket, which only its owner may open.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SecretText {
+    /// As typed.
+    Passphrase(String),
+    /// SHA-256 of the key file, in 64 hex digits.
+    KeyFile(String),
+}
+
+impl From<&Secret> for SecretText {
+    fn from(secret: &Secret) -> Self {
+        match secret {
+            Secret::Passphrase(text) => Self::Passphrase(String::clone(text)),
+            Secret::KeyFile(key) => Self::KeyFile(key.iter().map(|byte| format!("{byte:02x}")).collect()),
+        }
+    }
+}
+
+impl SecretText {
+    /// What it says.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    pub fn secret(&self) -> Result<Secret, String> {
+        match self {
+            Self::Passphrase(text) => Secret::passphrase(Zeroizing::new(text.clone())).map_err(|e| e.to_string()),
+            Self::KeyFile(hex) => {
+                let mut key = Zeroizing::new([0; 32]);
+                let digits = |at: usize| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
+                let good = hex.len() == 64
+                    && key.iter_mut().enumerate().all(|(i, byte)| digits(2 * i).map(|read| *byte = read).is_some());
+                if good { Ok(Secret::KeyFile(key)) } else { Err("a key must have 64 hex digits".into()) }
+            }
+        }
+    }
+}
+
+impl Drop for SecretText {
+    fn drop(&mut self) {
+        let (Self::Passphrase(text) | Self::KeyFile(text)) = self;
+        text.zeroize();
+    }
+}
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretText(..)")
+    }
+}
+
+/// `POST /v1/volumes/NAME/unlock`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnlockVolume {
+    /// What unlocks it.
+    pub secret: SecretText,
+}
+
+/// `POST /v1/volumes/NAME/key`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeKey {
+    /// What unlocks it until now; may be absent while the daemon has it unlocked.
+    pub old: Option<SecretText>,
+    /// What is to unlock it from now on.
+    pub new: SecretText,
+}
+
+/// `POST /v1/volumes/NAME/set`. What is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetVolume {
+    /// Compression of new chunks.
+    pub codec: Option<String>,
+    /// When flushes are answered.
+    pub durability: Option<String>,
 }
 
 /// `POST /v1/volumes/NAME/resize`.

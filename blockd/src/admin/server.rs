@@ -9,7 +9,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 
-use super::api::{CreateVolume, DeleteVolume, ErrorBody, ExportStranded, Forced, ResizeVolume};
+use super::api::{
+    ChangeKey, CreateVolume, DeleteVolume, ErrorBody, ExportStranded, Forced, ResizeVolume, SetVolume, UnlockVolume,
+};
 use super::metrics;
 use crate::daemon::{Daemon, VolumeError};
 
@@ -26,6 +28,9 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}/stranded/discard", post(discard_stranded))
         .route("/v1/stranded", get(stranded))
         .route("/v1/volumes/{name}/resize", post(resize))
+        .route("/v1/volumes/{name}/unlock", post(unlock))
+        .route("/v1/volumes/{name}/key", post(change_key))
+        .route("/v1/volumes/{name}/set", post(set))
         .route("/metrics", get(scrape))
         .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no such path".into()) })
         .with_state(daemon)
@@ -146,6 +151,36 @@ async fn resize(
 ) -> Result<Response, Refusal> {
     let Json(request) = request?;
     let status = to_the_end(async move { daemon.resize(&name, request).await }).await?;
+    Ok(Json(status).into_response())
+}
+
+async fn unlock(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Json<UnlockVolume>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    let status = to_the_end(async move { daemon.unlock(&name, &request.secret).await }).await?;
+    Ok(Json(status).into_response())
+}
+
+async fn change_key(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Json<ChangeKey>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    let status = to_the_end(async move { daemon.change_key(&name, &request).await }).await?;
+    Ok(Json(status).into_response())
+}
+
+async fn set(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Json<SetVolume>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    let status = to_the_end(async move { daemon.set(&name, &request).await }).await?;
     Ok(Json(status).into_response())
 }
 

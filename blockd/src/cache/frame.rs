@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use bytes::Bytes;
 use foyer::{Code, Error, ErrorKind, Result};
 
-use crate::chunk::{ChunkName, FRAME_BYTES};
+use crate::chunk::{ChunkName, FRAME_STORED_BYTES};
 use crate::types::VolumeId;
 
 /// Names a frame of a chunk. Chunks are written once, so what a key stands for never changes.
@@ -65,7 +65,7 @@ impl Code for StoredFrame {
         let mut len = [0; 4];
         reader.read_exact(&mut len).map_err(Error::io_error)?;
         let len = u32::from_le_bytes(len) as usize;
-        if len > FRAME_BYTES {
+        if len > FRAME_STORED_BYTES {
             return Err(Error::new(ErrorKind::Parse, "a cached frame is too long"));
         }
         let mut bytes = vec![0; len];

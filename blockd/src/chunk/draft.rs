@@ -4,9 +4,11 @@ use bytes::Bytes;
 
 use super::codec::{Codec, Compressor};
 use super::format::{ChunkExtent, ChunkIndex, ChunkKind, ExtentKind, MAX_EXTENTS, MAX_LBA, MAX_PAYLOAD_BLOCKS};
-use super::frames::{FRAME_BLOCKS, FRAME_BYTES, FrameDirectory};
+use super::frames::{FRAME_BLOCKS, FRAME_BYTES, FrameCipher, FrameDirectory};
 use super::name::ChunkName;
+use super::sealed::{self, FrameKey};
 use crate::buf::{AlignedBuf, Slice};
+use crate::crypt::Keys;
 use crate::types::{BLOCK, Lba, Lsn};
 
 /// Where addresses jump, a frame of at least this many blocks ends. Scattered blocks then share frames of 32 KiB,
@@ -84,19 +86,22 @@ pub enum ChunkError {
 }
 
 impl ChunkDraft {
-    /// Compresses and lays out the chunk. CPU heavy (see `docs/performance.md`): call it off the async threads.
-    pub fn encode(&self) -> Result<Chunk, ChunkError> {
+    /// Compresses, encrypts with `keys` if the volume is encrypted, and lays out the chunk. CPU heavy (see
+    /// `docs/performance.md`): call it off the async threads. Of one name no two drafts may ever be encrypted.
+    pub fn encode(&self, keys: Option<&Keys>) -> Result<Chunk, ChunkError> {
         if self.first_lsn > self.last_lsn {
             return Err(ChunkError::BadLsns(self.name, self.first_lsn, self.last_lsn));
         }
         let extents = self.extents()?;
         let cuts = cut_frames(&extents);
-        let header_len = ChunkIndex::header_len(extents.len(), cuts.len());
+        let header_len = sealed::stored_len(ChunkIndex::header_len(extents.len(), cuts.len()), keys);
+        let key = keys.map(|keys| FrameKey::new(keys, &self.name));
+        let cipher = if key.is_some() { FrameCipher::Aes256Gcm } else { FrameCipher::None };
         let payload_blocks: usize = cuts.iter().map(|blocks| usize::from(*blocks)).sum();
 
         // Large enough if nothing shrinks; aligned so that a directory can write it to its disk without a copy; of few
         // sizes so that the memory is used again.
-        let room = (header_len + payload_blocks * BLOCK).next_multiple_of(ROOM_STEP);
+        let room = (header_len + payload_blocks * BLOCK + cuts.len() * cipher.overhead()).next_multiple_of(ROOM_STEP);
         let mut bytes = AlignedBuf::for_overwrite(room);
         let mut end = header_len;
         let mut frames = FrameDirectory::new(header_len as u32);
@@ -106,10 +111,14 @@ impl ChunkDraft {
             let raw = payload.take(usize::from(blocks) * BLOCK);
             let (encoding, stored) =
                 compressor.compress(raw).map_err(|source| ChunkError::Compress(self.name, source))?;
-            let sum = self.name.frame_sum(number as u32, stored);
-            frames.push(stored.len() as u32, blocks, encoding, sum);
-            bytes[end..end + stored.len()].copy_from_slice(stored);
-            end += stored.len();
+            let place = &mut bytes[end..end + stored.len() + cipher.overhead()];
+            match &key {
+                None => place.copy_from_slice(stored),
+                Some(key) => key.seal(number as u32, blocks, encoding, stored, place),
+            }
+            let sum = self.name.frame_sum(number as u32, place);
+            frames.push_sealed(place.len() as u32, blocks, encoding, cipher, sum);
+            end += place.len();
         }
         let index = ChunkIndex {
             name: self.name,
@@ -120,7 +129,7 @@ impl ChunkDraft {
             extents,
             frames,
         };
-        bytes[..header_len].copy_from_slice(&index.encode());
+        bytes[..header_len].copy_from_slice(&sealed::encode(&index, keys));
         Ok(Chunk { bytes: bytes.into_bytes(end), index })
     }
 
@@ -174,7 +183,7 @@ impl ChunkDraft {
 
 /// A chunk of kind [`ChunkKind::Seal`]: put with `Create` under the first name an ended epoch has not used, it makes
 /// every later put of that name by the epoch's owner fail.
-pub fn encode_seal(name: ChunkName, created_ms: u64) -> Bytes {
+pub fn encode_seal(name: ChunkName, created_ms: u64, keys: Option<&Keys>) -> Bytes {
     let index = ChunkIndex {
         name,
         kind: ChunkKind::Seal,
@@ -182,9 +191,9 @@ pub fn encode_seal(name: ChunkName, created_ms: u64) -> Bytes {
         last_lsn: 0,
         created_ms,
         extents: Vec::new(),
-        frames: FrameDirectory::new(ChunkIndex::header_len(0, 0) as u32),
+        frames: FrameDirectory::new(sealed::stored_len(ChunkIndex::header_len(0, 0), keys) as u32),
     };
-    index.encode().into()
+    sealed::encode(&index, keys).into()
 }
 
 /// The lengths in blocks of the frames for `extents`: full ones, cut early only where addresses jump.

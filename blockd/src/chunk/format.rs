@@ -4,7 +4,7 @@ use xxhash_rust::xxh3::Xxh3;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::frames::{FRAME_ROW, FrameDirectory};
+use super::frames::{FRAME_ROW, FrameCipher, FrameDirectory};
 use super::name::ChunkName;
 use crate::types::{Lba, Lsn, VolumeId};
 
@@ -94,6 +94,15 @@ pub enum FormatError {
     /// A frame encrypted in a way this program does not know.
     #[error("frame cipher {0} is unknown to this program; use a newer one")]
     UnknownCipher(u8),
+    /// Of an encrypted volume, and no key was given.
+    #[error("it is encrypted, and this volume has no key")]
+    Encrypted,
+    /// Not encrypted, in an encrypted volume: nothing says who wrote it.
+    #[error("it is not encrypted although its volume is")]
+    Clear,
+    /// Somebody changed it, put it in the place of another, or encrypted it with another key.
+    #[error("it is not authentic: it was changed, is another chunk, or was written with another key")]
+    Forged,
     /// A valid checksum over contradictions.
     #[error("{0}")]
     Invalid(&'static str),
@@ -167,7 +176,8 @@ impl ChunkIndex {
     /// The header's bytes. The payload follows them.
     pub(super) fn encode(&self) -> Vec<u8> {
         let len = Self::header_len(self.extents.len(), self.frames.frames().len());
-        debug_assert_eq!(len as u64, self.frames.payload_start());
+        // More than that when the header is to be encrypted.
+        debug_assert!(len as u64 <= self.frames.payload_start());
         let preamble = Preamble {
             magic: MAGIC,
             version: VERSION.into(),
@@ -229,6 +239,15 @@ impl ChunkIndex {
 
     /// Parses and verifies the header of `name`. `bytes` begins with the header; what follows it is ignored.
     pub fn decode(bytes: &[u8], name: &ChunkName) -> Result<Self, FormatError> {
+        Self::decode_clear(bytes, name, None)
+    }
+
+    /// As [`Self::decode`]; with `payload_start`, of a header that was encrypted and took so many bytes of the object.
+    pub(super) fn decode_clear(
+        bytes: &[u8],
+        name: &ChunkName,
+        payload_start: Option<u32>,
+    ) -> Result<Self, FormatError> {
         let len = Self::peek_len(bytes)?;
         let header = bytes.get(..len).ok_or(FormatError::Truncated { need: len, have: bytes.len() })?;
         let (preamble, rows) = Preamble::ref_from_prefix(header)
@@ -258,7 +277,11 @@ impl ChunkIndex {
             return Err(FormatError::Invalid("the LSN range is reversed"));
         }
         let (extent_rows, frame_rows) = rows.split_at(extents * EXTENT_ROW);
-        let frames = FrameDirectory::decode_rows(len as u32, frame_rows)?;
+        let frames = FrameDirectory::decode_rows(payload_start.unwrap_or(len as u32), frame_rows)?;
+        let cipher = if payload_start.is_some() { FrameCipher::Aes256Gcm } else { FrameCipher::None };
+        if frames.frames().iter().any(|frame| frame.cipher != cipher) {
+            return Err(FormatError::Invalid("a frame is encrypted and its header is not, or the other way round"));
+        }
         if frames.end() - frames.payload_start() != preamble.payload_len.get()
             || frames.raw_blocks() != u64::from(preamble.payload_blocks.get())
         {

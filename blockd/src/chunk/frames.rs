@@ -10,8 +10,10 @@ use crate::types::BLOCK;
 
 /// The most blocks in one frame.
 pub const FRAME_BLOCKS: usize = 16;
-/// The most bytes in one frame, raw or stored.
+/// The most bytes in one frame, raw or encoded.
 pub const FRAME_BYTES: usize = FRAME_BLOCKS * BLOCK;
+/// The most bytes in one frame, stored.
+pub const FRAME_STORED_BYTES: usize = FRAME_BYTES + FrameCipher::Aes256Gcm.overhead();
 
 /// What was done to a frame's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,26 @@ pub enum FrameEncoding {
     Lz4 = 1,
     /// One Zstandard frame.
     Zstd = 2,
+}
+
+/// How a frame's bytes are encrypted, after they were encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameCipher {
+    /// Not at all.
+    None = 0,
+    /// By AES-256-GCM under a key of its chunk's own; the tag follows the bytes.
+    Aes256Gcm = 1,
+}
+
+impl FrameCipher {
+    /// What it adds to a frame, in bytes.
+    pub const fn overhead(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Aes256Gcm => 16,
+        }
+    }
 }
 
 /// One row of a frame directory, as stored in chunks and in the translation table.
@@ -46,7 +68,7 @@ const _: () = assert!(size_of::<RawFrame>() == FRAME_ROW);
 pub struct Frame {
     /// Checksum of the stored bytes, see [`super::ChunkName::frame_sum`].
     pub sum: u64,
-    /// Where its stored bytes begin in the object. 32 bits do: header and payload together stay below 272 MiB.
+    /// Where its stored bytes begin in the object. 32 bits do: header and payload together stay below 273 MiB.
     pub offset: u32,
     /// Its stored bytes.
     pub stored_len: u32,
@@ -56,9 +78,11 @@ pub struct Frame {
     pub blocks: u8,
     /// How to undo what was done to it.
     pub encoding: FrameEncoding,
+    /// How to undo what was done to it after that.
+    pub cipher: FrameCipher,
 }
 
-const _: () = assert!(MAX_HEADER + MAX_PAYLOAD_BLOCKS * BLOCK < 272 << 20);
+const _: () = assert!(MAX_HEADER + MAX_PAYLOAD_BLOCKS * (BLOCK + 16) + 64 < 273 << 20);
 // Many thousands of these are kept in memory.
 const _: () = assert!(size_of::<Frame>() == 24);
 
@@ -90,12 +114,25 @@ impl FrameDirectory {
 
     /// Appends a frame; its place follows from those before it.
     pub(crate) fn push(&mut self, stored_len: u32, blocks: u8, encoding: FrameEncoding, sum: u64) {
+        self.push_sealed(stored_len, blocks, encoding, FrameCipher::None, sum);
+    }
+
+    /// As [`Self::push`], of a frame that may be encrypted.
+    pub(crate) fn push_sealed(
+        &mut self,
+        stored_len: u32,
+        blocks: u8,
+        encoding: FrameEncoding,
+        cipher: FrameCipher,
+        sum: u64,
+    ) {
         self.frames.push(Frame {
             offset: self.end() as u32,
             stored_len,
             first_block: self.raw_blocks() as u16,
             blocks,
             encoding,
+            cipher,
             sum,
         });
     }
@@ -140,7 +177,7 @@ impl FrameDirectory {
                 stored_len: frame.stored_len.into(),
                 blocks: frame.blocks,
                 encoding: frame.encoding as u8,
-                cipher: 0,
+                cipher: frame.cipher as u8,
                 reserved: 0,
                 sum: frame.sum.into(),
             };
@@ -162,9 +199,11 @@ impl FrameDirectory {
                 2 => FrameEncoding::Zstd,
                 code => return Err(FormatError::UnknownEncoding(code)),
             };
-            if row.cipher != 0 {
-                return Err(FormatError::UnknownCipher(row.cipher));
-            }
+            let cipher = match row.cipher {
+                0 => FrameCipher::None,
+                1 => FrameCipher::Aes256Gcm,
+                code => return Err(FormatError::UnknownCipher(code)),
+            };
             let (blocks, stored_len) = (usize::from(row.blocks), row.stored_len.get());
             if blocks == 0 || blocks > FRAME_BLOCKS {
                 return Err(FormatError::Invalid("a frame's block count is out of range"));
@@ -172,14 +211,15 @@ impl FrameDirectory {
             if directory.raw_blocks() as usize + blocks > MAX_PAYLOAD_BLOCKS {
                 return Err(FormatError::Invalid("the frames hold too many blocks"));
             }
-            let fits = match encoding {
-                FrameEncoding::Raw => stored_len as usize == blocks * BLOCK,
-                _ => stored_len > 0 && (stored_len as usize) < blocks * BLOCK,
-            };
+            let encoded_len = (stored_len as usize).checked_sub(cipher.overhead());
+            let fits = encoded_len.is_some_and(|len| match encoding {
+                FrameEncoding::Raw => len == blocks * BLOCK,
+                _ => len > 0 && len < blocks * BLOCK,
+            });
             if !fits || row.reserved != 0 {
                 return Err(FormatError::Invalid("a frame's stored length does not fit"));
             }
-            directory.push(stored_len, row.blocks, encoding, row.sum.get());
+            directory.push_sealed(stored_len, row.blocks, encoding, cipher, row.sum.get());
         }
         Ok(directory)
     }
@@ -207,7 +247,7 @@ mod tests {
         d.encode_rows(&mut rows);
         assert_eq!(FrameDirectory::decode_rows(1000, &rows).unwrap(), d);
         assert!(FrameDirectory::decode_rows(1000, &rows[..47]).is_err());
-        for (at, value) in [(4, 0), (4, 17), (5, 3), (6, 1), (7, 1), (21, 1)] {
+        for (at, value) in [(4, 0), (4, 17), (5, 3), (6, 2), (22, 1), (7, 1), (21, 1)] {
             let mut bad = rows.clone();
             bad[at] = value;
             assert!(FrameDirectory::decode_rows(1000, &bad).is_err(), "byte {at} = {value}");

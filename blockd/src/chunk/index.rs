@@ -5,14 +5,20 @@ use bytes::Bytes;
 use super::error::ReadError;
 use super::format::ChunkIndex;
 use super::name::ChunkName;
+use super::sealed;
+use crate::crypt::Keys;
 use crate::store::{ObjectStore, StoreError, StoreErrorKind};
 
 /// Asked for first. Holds the header of 16 MiB in 3,500 extents; longer ones cost a second request.
 const GUESS: u64 = 64 << 10;
 
-/// Reads and verifies the header of `name`: one request for most chunks. Does not retry; a chunk that is not there is
-/// [`ReadError::Missing`].
-pub async fn read_index(store: &dyn ObjectStore, name: &ChunkName) -> Result<ChunkIndex, ReadError> {
+/// Reads and verifies the header of `name`, with the keys of its volume if that is encrypted: one request for most chunks.
+/// Does not retry; a chunk that is not there is [`ReadError::Missing`].
+pub async fn read_index(
+    store: &dyn ObjectStore,
+    name: &ChunkName,
+    keys: Option<&Keys>,
+) -> Result<ChunkIndex, ReadError> {
     let key = name.key();
     let lost = |source: StoreError| match source.kind {
         StoreErrorKind::NotFound => ReadError::Missing { name: *name },
@@ -25,9 +31,9 @@ pub async fn read_index(store: &dyn ObjectStore, name: &ChunkName) -> Result<Chu
         Err(error) if error.kind == StoreErrorKind::Invalid => store.get(&key).await.map_err(lost)?.0,
         Err(error) => return Err(lost(error)),
     };
-    let len = ChunkIndex::peek_len(&start).map_err(damaged)?;
+    let len = sealed::peek_len(&start, keys).map_err(damaged)?;
     if len as u64 <= GUESS || (start.len() as u64) < GUESS {
-        return ChunkIndex::decode(&start, name).map_err(damaged);
+        return sealed::decode(&start, name, keys).map_err(damaged);
     }
     let header = match store.get_range(&key, 0..len as u64).await {
         Ok(header) => header,
@@ -35,5 +41,5 @@ pub async fn read_index(store: &dyn ObjectStore, name: &ChunkName) -> Result<Chu
         Err(error) if error.kind == StoreErrorKind::Invalid => start,
         Err(error) => return Err(lost(error)),
     };
-    ChunkIndex::decode(&header, name).map_err(damaged)
+    sealed::decode(&header, name, keys).map_err(damaged)
 }

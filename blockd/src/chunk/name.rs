@@ -40,11 +40,16 @@ impl ChunkName {
 
     /// A hash of the identity; spreads keys and seeds checksums.
     pub(super) fn digest(&self) -> u64 {
+        xxh3_64(&self.id())
+    }
+
+    /// The identity in bytes.
+    pub(super) fn id(&self) -> [u8; 32] {
         let mut id = [0; 32];
         id[..16].copy_from_slice(&self.volume.0);
         id[16..24].copy_from_slice(&self.epoch.to_le_bytes());
         id[24..].copy_from_slice(&self.seq.to_le_bytes());
-        xxh3_64(&id)
+        id
     }
 
     /// The checksum of a frame's stored bytes. It depends on the chunk and on the frame's number, so that an intact

@@ -1,13 +1,21 @@
 //! From mapped blocks to frames: which frames a read needs and where their blocks go.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::codec;
-use super::frames::{FRAME_BYTES, Frame};
-use crate::cache::FrameKey;
+use super::frames::{FRAME_BYTES, Frame, FrameCipher};
+use super::sealed::FrameKey;
+use crate::cache;
+use crate::crypt::Keys;
 use crate::table::{ChunkDirectory, Mapped, Table, TableError, Target};
 use crate::types::{BLOCK, Lba};
+
+thread_local! {
+    /// Where frames are decrypted that must be decoded after that.
+    static CLEAR: RefCell<Vec<u8>> = RefCell::new(vec![0; FRAME_BYTES]);
+}
 
 /// Some consecutive blocks of a frame, and their place in the reader's buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +81,8 @@ impl Plan {
 }
 
 impl Need {
-    pub(super) fn key(&self) -> FrameKey {
-        FrameKey { chunk: self.directory.name, frame: self.number }
+    pub(super) fn key(&self) -> cache::FrameKey {
+        cache::FrameKey { chunk: self.directory.name, frame: self.number }
     }
 
     pub(super) fn frame(&self) -> &Frame {
@@ -86,20 +94,51 @@ impl Need {
         self.parts.first().map_or(0, |part| part.to as u64)
     }
 
-    /// Checks `stored`, decodes it, and copies its parts to where they belong in `out`. False when it is not the
+    /// Checks `stored`, decrypts it with the volume's keys, decodes it, and copies its parts to where they belong in `out`. False when it is not the
     /// frame; `out` may then hold rubbish in the parts' places.
-    pub(super) fn deliver(&self, stored: &[u8], out: &mut [u8]) -> bool {
+    pub(super) fn deliver(&self, stored: &[u8], keys: Option<&Keys>, out: &mut [u8]) -> bool {
         let frame = self.frame();
         if stored.len() != frame.stored_len as usize || self.directory.name.frame_sum(self.number, stored) != frame.sum
         {
             return false;
         }
-        if let [part] = self.parts[..]
-            && part.from == 0
-            && part.blocks == usize::from(frame.blocks)
+        match keys {
+            None => frame.cipher == FrameCipher::None && self.decode(stored, out),
+            Some(keys) => frame.cipher != FrameCipher::None && self.decrypt(stored, keys, out),
+        }
+    }
+
+    /// Decrypts and delivers a frame.
+    fn decrypt(&self, stored: &[u8], keys: &Keys, out: &mut [u8]) -> bool {
+        let frame = self.frame();
+        let key = FrameKey::new(keys, &self.directory.name);
+        let open = |clear: &mut [u8]| key.open(self.number, frame.blocks, frame.encoding, stored, clear);
+        if let Some(whole) = self.whole(out)
+            && frame.encoding == super::FrameEncoding::Raw
         {
-            let out = &mut out[part.to * BLOCK..(part.to + part.blocks) * BLOCK];
-            return codec::decompress(frame.encoding, stored, out);
+            return open(whole);
+        }
+        CLEAR.with_borrow_mut(|clear| {
+            let clear = &mut clear[..stored.len() - frame.cipher.overhead()];
+            open(clear) && self.decode(clear, out)
+        })
+    }
+
+    /// Where the frame belongs in `out`, if all of it does and in one piece.
+    fn whole<'a>(&self, out: &'a mut [u8]) -> Option<&'a mut [u8]> {
+        match self.parts[..] {
+            [part] if part.from == 0 && part.blocks == usize::from(self.frame().blocks) => {
+                Some(&mut out[part.to * BLOCK..(part.to + part.blocks) * BLOCK])
+            }
+            _ => None,
+        }
+    }
+
+    /// Decodes and delivers a frame.
+    fn decode(&self, stored: &[u8], out: &mut [u8]) -> bool {
+        let frame = self.frame();
+        if let Some(whole) = self.whole(out) {
+            return codec::decompress(frame.encoding, stored, whole);
         }
         if frame.encoding == super::FrameEncoding::Raw {
             self.copy_parts(stored, out);

@@ -16,6 +16,7 @@ use super::fetch::{self, Group};
 use super::flight::{Claim, Flight, Flights};
 use super::plan::{Need, Plan};
 use crate::cache::{FrameCache, FrameKey};
+use crate::crypt::Keys;
 use crate::store::ObjectStore;
 use crate::table::Table;
 use crate::types::{BLOCK, Lba, VolumeId};
@@ -34,6 +35,7 @@ pub struct BlockReader {
     cache: Option<FrameCache>,
     flights: Flights,
     deadline: Duration,
+    keys: Option<Keys>,
 }
 
 /// Frames this read must fetch, each with the duty to share it.
@@ -42,7 +44,13 @@ type Fetches<'a> = Vec<(Need, Flight<'a>)>;
 impl BlockReader {
     /// A reader of `volume`. Store failures that may pass are waited out for 30 seconds.
     pub fn new(volume: VolumeId, table: Arc<Table>, store: Arc<dyn ObjectStore>, cache: Option<FrameCache>) -> Self {
-        Self { volume, table, store, cache, flights: Flights::default(), deadline: DEADLINE }
+        Self { volume, table, store, cache, flights: Flights::default(), deadline: DEADLINE, keys: None }
+    }
+
+    /// Decrypts with the keys of the volume; without, nothing encrypted can be read, and with them nothing else.
+    pub fn with_keys(mut self, keys: Option<Keys>) -> Self {
+        self.keys = keys;
+        self
     }
 
     /// Waits this long for a store that is away.
@@ -78,7 +86,7 @@ impl BlockReader {
             needs = Vec::new();
             for (need, waiter) in theirs {
                 match waiter.wait().await {
-                    Some(stored) if need.deliver(&stored, out) => {}
+                    Some(stored) if need.deliver(&stored, self.keys.as_ref(), out) => {}
                     _ => needs.push(need),
                 }
             }
@@ -100,7 +108,7 @@ impl BlockReader {
         let mut missing = Vec::new();
         for (need, found) in needs.into_iter().zip(found) {
             match found {
-                Some(stored) if need.deliver(&stored, out) => {}
+                Some(stored) if need.deliver(&stored, self.keys.as_ref(), out) => {}
                 Some(_) => {
                     let key = need.key();
                     tracing::warn!(chunk = %key.chunk, frame = key.frame, "a cached frame does not match its checksum; fetching it again");
@@ -152,12 +160,12 @@ impl BlockReader {
         out: &mut [u8],
         deadline: Instant,
     ) -> Result<Bytes, ReadError> {
-        if need.deliver(&stored, out) {
+        if need.deliver(&stored, self.keys.as_ref(), out) {
             return Ok(stored);
         }
         let range = need.frame().range();
         let again = fetch::get_range(&*self.store, &need.directory, range, deadline).await?;
-        if need.deliver(&again, out) {
+        if need.deliver(&again, self.keys.as_ref(), out) {
             tracing::warn!(chunk = %need.directory.name, frame = need.number, "a frame came damaged from the bucket and intact the second time");
             return Ok(again);
         }

@@ -13,6 +13,7 @@ use super::testing::{TestStore, golden};
 use super::*;
 use crate::buf::{AlignedBuf, Slice};
 use crate::cache::FrameCache;
+use crate::crypt::Keys;
 use crate::store::{ObjectStore, PutMode};
 use crate::table::{MemKv, Table};
 use crate::types::{BLOCK, VolumeId};
@@ -20,12 +21,12 @@ use crate::types::{BLOCK, VolumeId};
 const VOLUME: VolumeId = VolumeId([3; 16]);
 const CODECS: [Codec; 4] = [Codec::None, Codec::Lz4, Codec::Zstd(1), Codec::Zstd(-3)];
 
-fn name(seq: u64) -> ChunkName {
+pub(super) fn name(seq: u64) -> ChunkName {
     ChunkName { volume: VOLUME, epoch: 1, seq }
 }
 
 /// Blocks of which some compress and some do not.
-fn blocks(count: usize, seed: u64) -> Slice {
+pub(super) fn blocks(count: usize, seed: u64) -> Slice {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut data = AlignedBuf::zeroed(count * BLOCK);
     for block in data.chunks_mut(BLOCK) {
@@ -36,12 +37,12 @@ fn blocks(count: usize, seed: u64) -> Slice {
     data.into()
 }
 
-fn draft(seq: u64, codec: Codec, pieces: Vec<Piece>) -> ChunkDraft {
+pub(super) fn draft(seq: u64, codec: Codec, pieces: Vec<Piece>) -> ChunkDraft {
     ChunkDraft { name: name(seq), first_lsn: seq, last_lsn: seq, codec, created_ms: 1_700_000_000_000, pieces }
 }
 
 /// A draft with pieces of every kind, from (gap, blocks, kind, seed).
-fn pieces(plan: &[(u64, u64, u8, u64)]) -> Vec<Piece> {
+pub(super) fn pieces(plan: &[(u64, u64, u8, u64)]) -> Vec<Piece> {
     let mut lba = 0;
     plan.iter()
         .map(|&(gap, count, kind, seed)| {
@@ -58,24 +59,30 @@ fn pieces(plan: &[(u64, u64, u8, u64)]) -> Vec<Piece> {
 }
 
 /// A volume in a test store, beside a plain copy of its bytes.
-struct World {
-    store: Arc<TestStore>,
-    table: Arc<Table>,
-    reader: BlockReader,
+pub(super) struct World {
+    pub(super) store: Arc<TestStore>,
+    pub(super) table: Arc<Table>,
+    pub(super) reader: BlockReader,
+    keys: Option<Keys>,
     model: Vec<u8>,
 }
 
 impl World {
     fn new(blocks: usize, cache: Option<FrameCache>) -> Self {
+        Self::with_keys(blocks, cache, None)
+    }
+
+    pub(super) fn with_keys(blocks: usize, cache: Option<FrameCache>, keys: Option<Keys>) -> Self {
         let store = Arc::new(TestStore::default());
         let table = Arc::new(Table::in_memory(MemKv::new(), VOLUME).unwrap());
         let reader =
             BlockReader::new(VOLUME, table.clone(), store.clone(), cache).with_deadline(Duration::from_secs(1));
-        World { store, table, reader, model: vec![0; blocks * BLOCK] }
+        let reader = reader.with_keys(keys.clone());
+        World { store, table, reader, keys, model: vec![0; blocks * BLOCK] }
     }
 
     /// Puts a chunk as the engine does: object first, then the header read back, then the table.
-    async fn put(&mut self, codec: Codec, pieces: Vec<Piece>) -> Chunk {
+    pub(super) async fn put(&mut self, codec: Codec, pieces: Vec<Piece>) -> Chunk {
         for piece in &pieces {
             match piece {
                 Piece::Data { lba, data } => {
@@ -87,15 +94,15 @@ impl World {
             }
         }
         let seq = self.table.applied().seq + 1;
-        let chunk = draft(seq, codec, pieces).encode().unwrap();
+        let chunk = draft(seq, codec, pieces).encode(self.keys.as_ref()).unwrap();
         self.store.put(&name(seq).key(), chunk.bytes.clone(), PutMode::Create).await.unwrap();
-        let index = read_index(&*self.store, &name(seq)).await.unwrap();
+        let index = read_index(&*self.store, &name(seq), self.keys.as_ref()).await.unwrap();
         assert_eq!(index, chunk.index);
         self.table.apply(&index).unwrap();
         chunk
     }
 
-    async fn check(&self, lba: usize, count: usize) {
+    pub(super) async fn check(&self, lba: usize, count: usize) {
         let mut out = vec![0xee; count * BLOCK];
         let zeroes = self.reader.read(lba as u64, &mut out).await.unwrap();
         let expected = &self.model[lba * BLOCK..][..count * BLOCK];
@@ -110,7 +117,7 @@ impl World {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
@@ -123,13 +130,15 @@ proptest! {
             (0..4usize, prop::collection::vec((0u64..40, 1u64..40, 0u8..6, any::<u64>()), 1..8)), 1..6),
         reads in prop::collection::vec((0usize..640, 1usize..128), 10),
         cached: bool,
+        encrypted: bool,
     ) {
         runtime().block_on(async {
             let cache = match cached {
                 true => Some(FrameCache::open(None, 1 << 20, 0).await.unwrap()),
                 false => None,
             };
-            let mut world = World::new(640, cache);
+            let keys = encrypted.then(|| Keys::new(&[9; 32]));
+            let mut world = World::with_keys(640, cache, keys);
             for (codec, plan) in &chunks {
                 let chunk = world.put(CODECS[*codec], pieces(plan)).await;
                 if plan.len() % 2 == 0 {
@@ -145,7 +154,7 @@ proptest! {
 
     #[test]
     fn decoding_headers_is_total(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-        let seal = encode_seal(name(1), 0);
+        let seal = encode_seal(name(1), 0, None);
         for prefix in [0, 10, 12, 24, 88] {
             let mut input = seal[..prefix].to_vec();
             input.extend_from_slice(&bytes);
@@ -157,7 +166,7 @@ proptest! {
     #[test]
     fn contradictions_are_refused_or_sound(at in 0usize..500, value: u8) {
         let plan = [(1, 20, 2, 1), (3, 2, 0, 2), (0, 1, 1, 3), (9, 3, 2, 4)];
-        let chunk = draft(1, Codec::Lz4, pieces(&plan)).encode().unwrap();
+        let chunk = draft(1, Codec::Lz4, pieces(&plan)).encode(None).unwrap();
         let mut bytes = chunk.bytes.to_vec();
         let len = chunk.index.frames.payload_start() as usize;
         let at = at % len;
@@ -181,7 +190,7 @@ proptest! {
     }
 }
 
-const GOLDEN_PLAN: [(u64, u64, u8, u64); 6] =
+pub(super) const GOLDEN_PLAN: [(u64, u64, u8, u64); 6] =
     [(5, 18, 2, 1), (0, 3, 2, 2), (100, 1, 2, 3), (0, 1 << 28, 0, 0), (7, 1 << 40, 1, 0), (1, 2, 2, 4)];
 
 #[test]
@@ -193,7 +202,7 @@ fn golden_chunks_read_and_uncompressed_ones_are_written_the_same() {
         ("chunk-v1-zstd.bin", Codec::Zstd(3), false),
     ] {
         let pieces = pieces(&GOLDEN_PLAN);
-        let chunk = draft(1, codec, pieces.clone()).encode().unwrap();
+        let chunk = draft(1, codec, pieces.clone()).encode(None).unwrap();
         golden(file, &chunk.bytes, exact, |kept| {
             let index = ChunkIndex::decode(kept, &name(1)).unwrap();
             assert_eq!(index.object_len(), kept.len() as u64);
@@ -213,7 +222,7 @@ fn golden_chunks_read_and_uncompressed_ones_are_written_the_same() {
             });
         });
     }
-    golden("seal-v1.bin", &encode_seal(name(9), 5), true, |kept| {
+    golden("seal-v1.bin", &encode_seal(name(9), 5, None), true, |kept| {
         let seal = ChunkIndex::decode(kept, &name(9)).unwrap();
         assert_eq!(seal.kind, ChunkKind::Seal);
         assert_eq!(seal.created_ms, 5);
@@ -242,7 +251,7 @@ async fn every_flipped_bit_and_every_cut_is_noticed() {
             bad[bit / 8] ^= 1 << (bit % 8);
             world.store.tamper(&key, Some(bad.into()));
             if bit < header {
-                let error = read_index(&*world.store, &name(1)).await.unwrap_err();
+                let error = read_index(&*world.store, &name(1), None).await.unwrap_err();
                 assert!(matches!(error, ReadError::Header { .. }), "bit {bit}: {error}");
             } else {
                 let error = world.reader.read(2, &mut out).await.unwrap_err();
@@ -254,15 +263,16 @@ async fn every_flipped_bit_and_every_cut_is_noticed() {
         }
         for len in (0..chunk.bytes.len()).step_by(step) {
             world.store.tamper(&key, Some(chunk.bytes.slice(..len)));
-            let index = read_index(&*world.store, &name(1)).await;
+            let index = read_index(&*world.store, &name(1), None).await;
             assert_eq!(index.is_ok(), len * 8 >= header, "{len} bytes");
             let error = world.reader.read(2, &mut out).await.unwrap_err();
             assert!(matches!(error, ReadError::Truncated { .. }), "{len} bytes: {error}");
         }
         world.store.tamper(&key, None);
-        for error in
-            [world.reader.read(2, &mut out).await.unwrap_err(), read_index(&*world.store, &name(1)).await.unwrap_err()]
-        {
+        for error in [
+            world.reader.read(2, &mut out).await.unwrap_err(),
+            read_index(&*world.store, &name(1), None).await.unwrap_err(),
+        ] {
             assert!(matches!(error, ReadError::Missing { name: n } if n == name(1)));
             assert!(error.to_string().contains(&key), "{error}");
         }
@@ -278,7 +288,7 @@ async fn swapped_chunks_and_frames_are_noticed() {
     // A whole chunk under another's name: its header says so, and its frames do not pass either.
     world.store.tamper(&name(2).key(), Some(first.bytes.clone()));
     assert!(matches!(
-        read_index(&*world.store, &name(2)).await,
+        read_index(&*world.store, &name(2), None).await,
         Err(ReadError::Header { source: FormatError::Identity { found }, .. }) if found == name(1)
     ));
     let mut out = vec![0; BLOCK];
@@ -373,7 +383,7 @@ async fn long_headers_take_a_second_request() {
     let cut = chunk.bytes.slice(..70 << 10);
     world.store.tamper(&name(1).key(), Some(cut));
     assert!(matches!(
-        read_index(&*world.store, &name(1)).await,
+        read_index(&*world.store, &name(1), None).await,
         Err(ReadError::Header { source: FormatError::Truncated { .. }, .. })
     ));
 }
@@ -391,29 +401,29 @@ fn drafts_that_make_no_sense_are_refused() {
         vec![zero(u64::MAX, u64::MAX)],
         vec![Piece::Data { lba: 0, data: blocks(1, 1).slice(0..100) }],
     ] {
-        let result = draft(1, Codec::None, pieces.clone()).encode();
+        let result = draft(1, Codec::None, pieces.clone()).encode(None);
         assert!(matches!(result, Err(ChunkError::BadPiece(..))), "{pieces:?}");
     }
     let reversed = ChunkDraft { first_lsn: 2, ..draft(1, Codec::None, vec![data(0, 1)]) };
-    assert!(matches!(reversed.encode(), Err(ChunkError::BadLsns(..))));
+    assert!(matches!(reversed.encode(None), Err(ChunkError::BadLsns(..))));
     let many = (0..MAX_EXTENTS as u64 + 1).map(|i| zero(i * 2, 1)).collect();
-    assert!(matches!(draft(1, Codec::None, many).encode(), Err(ChunkError::TooManyExtents(..))));
+    assert!(matches!(draft(1, Codec::None, many).encode(None), Err(ChunkError::TooManyExtents(..))));
     let big = blocks(4096, 1);
     let many = (0..16).map(|i| Piece::Data { lba: i * 4096, data: big.clone() }).collect();
-    assert!(matches!(draft(1, Codec::None, many).encode(), Err(ChunkError::TooManyBlocks(..))));
+    assert!(matches!(draft(1, Codec::None, many).encode(None), Err(ChunkError::TooManyBlocks(..))));
     // As much as fits, and nothing at all.
     let mut most: Vec<_> = (0..15).map(|i| Piece::Data { lba: i * 4096, data: big.clone() }).collect();
     most.push(Piece::Data { lba: 15 * 4096, data: big.slice(0..4095 * BLOCK) });
-    let chunk = draft(1, Codec::Lz4, most).encode().unwrap();
+    let chunk = draft(1, Codec::Lz4, most).encode(None).unwrap();
     assert_eq!(ChunkIndex::decode(&chunk.bytes, &name(1)).unwrap(), chunk.index);
-    let empty = draft(1, Codec::Lz4, vec![]).encode().unwrap();
+    let empty = draft(1, Codec::Lz4, vec![]).encode(None).unwrap();
     assert_eq!(ChunkIndex::decode(&empty.bytes, &name(1)).unwrap(), empty.index);
 }
 
 #[test]
 fn neighbours_of_one_kind_become_one_extent() {
     let plan = [(0, 3, 2, 1), (0, 4, 2, 2), (0, 2, 0, 0), (0, 3, 0, 0), (0, 1, 1, 0), (1, 1, 2, 3)];
-    let chunk = draft(1, Codec::None, pieces(&plan)).encode().unwrap();
+    let chunk = draft(1, Codec::None, pieces(&plan)).encode(None).unwrap();
     let found: Vec<_> = chunk.index.extents.iter().map(|e| (e.lba, e.blocks, e.kind)).collect();
     assert_eq!(
         found,

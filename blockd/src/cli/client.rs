@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::admin::api::{
-    CreateVolume, DaemonInfo, ErrorBody, ExportStranded, ExportedStranded, ResizeVolume, Status, StrandedStatus,
-    VolumeStatus,
+    ChangeKey, CreateVolume, DaemonInfo, ErrorBody, ExportStranded, ExportedStranded, ResizeVolume, SetVolume, Status,
+    StrandedStatus, UnlockVolume, VolumeStatus,
 };
 
 /// Talks to the daemon on one admin socket. Every call connects anew, so a daemon that restarts does not matter.
@@ -82,6 +82,21 @@ impl Client {
     /// Changes a volume's size.
     pub async fn resize(&self, name: &str, request: &ResizeVolume) -> anyhow::Result<VolumeStatus> {
         self.call(Method::POST, &format!("/v1/volumes/{name}/resize"), Some(request)).await
+    }
+
+    /// Unlocks an encrypted volume and serves it.
+    pub async fn unlock(&self, name: &str, request: &UnlockVolume) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/unlock"), Some(request)).await
+    }
+
+    /// Changes what unlocks a volume.
+    pub async fn change_key(&self, name: &str, request: &ChangeKey) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/key"), Some(request)).await
+    }
+
+    /// Changes a volume's settings.
+    pub async fn set(&self, name: &str, request: &SetVolume) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/set"), Some(request)).await
     }
 
     /// Removes a volume.

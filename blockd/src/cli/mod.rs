@@ -7,6 +7,7 @@
 mod client;
 mod confirm;
 mod ownership;
+mod secret;
 mod serve;
 mod status;
 mod transfer;
@@ -165,6 +166,13 @@ mod tests {
         for line in [
             "blockd serve --data /d --store s3://b/p --s3-path-style --nbd-tcp none",
             "blockd volume create disk --size 10GiB --durability object --codec zstd:3",
+            "blockd volume create disk --size 10GiB --encrypt --passphrase-file /p",
+            "blockd volume create disk --size 10GiB --encrypt --key-file /k",
+            "blockd volume import disk image.raw --create --encrypt",
+            "blockd serve --key-file a=/k --key-file b=/l --passphrase-file c=/p",
+            "blockd volume unlock disk --key-file /k",
+            "blockd volume passwd disk --old-passphrase-file /p --key-file /k",
+            "blockd volume set disk --codec zstd:7 --durability object",
             "blockd volume list --json --data /d",
             "blockd volume show disk",
             "blockd volume open disk",
@@ -199,6 +207,11 @@ mod tests {
             "blockd volume create a@b --size 1GiB",
             "blockd volume create disk --size 1GiB --codec gzip",
             "blockd volume import disk f --size 1GiB",
+            "blockd volume create disk --size 1GiB --key-file /k",
+            "blockd volume create disk --size 1GiB --encrypt --key-file /k --passphrase-file /p",
+            "blockd volume set disk",
+            "blockd volume set disk --codec gzip",
+            "blockd serve --key-file k",
             "blockd status --watch never",
             "blockd serve --reactors 0",
             "blockd serve --log-size 5parsecs",

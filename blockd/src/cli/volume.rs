@@ -1,10 +1,14 @@
 //! `blockd volume ...`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::text::{Align, Table, bytes, date};
-use super::{ClientArgs, confirm, ownership, print, print_json, transfer};
-use crate::admin::api::{CreateVolume, ResizeVolume, VolumeInfo, VolumeState, VolumeStatus};
+use super::{ClientArgs, confirm, ownership, print, print_json, secret, transfer};
+use crate::admin::api::{
+    ChangeKey, CreateVolume, ResizeVolume, SecretText, SetVolume, UnlockVolume, VolumeInfo, VolumeState, VolumeStatus,
+};
 use crate::chunk::Codec;
 use crate::config::ByteSize;
 use crate::manifest::{self, Durability};
@@ -27,6 +31,12 @@ pub(super) enum VolumeCommand {
     Stranded(ownership::StrandedCommand),
     /// Change the size of a volume
     Resize(ResizeArgs),
+    /// Change compression or durability of a volume; an open one obeys at once
+    Set(SetArgs),
+    /// Unlock an encrypted volume and serve it
+    Unlock(UnlockArgs),
+    /// Change the passphrase or key file of an encrypted volume, without rewriting its data
+    Passwd(PasswdArgs),
     /// Remove a volume and all its data
     #[command(alias = "rm")]
     Delete(DeleteArgs),
@@ -55,23 +65,40 @@ pub(super) struct NewVolumeArgs {
     /// Payload of a chunk [default: the daemon's setting, 16MiB]
     #[arg(long, value_name = "SIZE")]
     pub chunk_size: Option<ByteSize>,
+
+    /// Encrypt it. Without --passphrase-file, --key-file or BLOCKD_PASSPHRASE, asks for a passphrase
+    #[arg(long)]
+    pub encrypt: bool,
+
+    /// A file with the passphrase (a newline at its end does not count)
+    #[arg(long, value_name = "FILE", requires = "encrypt", conflicts_with = "key_file")]
+    pub passphrase_file: Option<PathBuf>,
+
+    /// A file of at least 32 random bytes to unlock it with
+    #[arg(long, value_name = "FILE", requires = "encrypt")]
+    pub key_file: Option<PathBuf>,
 }
 
 impl NewVolumeArgs {
-    pub fn request(&self, name: &str, size: u64) -> CreateVolume {
-        CreateVolume {
+    pub fn request(&self, name: &str, size: u64) -> anyhow::Result<CreateVolume> {
+        let secret = self.encrypt.then(|| {
+            let secret = secret::given(self.passphrase_file.as_deref(), self.key_file.as_deref(), secret::CURRENT)?;
+            secret.map_or_else(|| secret::choose(&format!("Passphrase for volume {name}"), secret::CURRENT), Ok)
+        });
+        Ok(CreateVolume {
             name: name.to_owned(),
             size,
             durability: self.durability.map(|durability| durability.to_string()),
             codec: self.codec.map(|codec| codec.to_string()),
             chunk_bytes: self.chunk_size.map(|size| size.0),
-        }
+            secret: secret.transpose()?.as_ref().map(SecretText::from),
+        })
     }
 }
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  blockd volume create disk --size 100GiB\n  blockd volume create archive --size 4TiB --codec zstd --durability object"
+    after_help = "Examples:\n  blockd volume create disk --size 100GiB\n  blockd volume create archive --size 4TiB --codec zstd --durability object\n  blockd volume create safe --size 1TiB --encrypt --key-file /etc/blockd/safe.key"
 )]
 pub(super) struct CreateArgs {
     /// Its name: letters, digits, and . _ - inside
@@ -124,6 +151,76 @@ pub(super) struct ResizeArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "What is in the bucket stays as it is; new chunks follow the new settings.")]
+#[group(id = "setting", required = true, multiple = true, args = ["codec", "durability"])]
+pub(super) struct SetArgs {
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    name: String,
+
+    /// Compression of new chunks: none, lz4, zstd or zstd:LEVEL
+    #[arg(long, value_name = "CODEC")]
+    codec: Option<Codec>,
+
+    /// When a flush is answered: local or object
+    #[arg(long, value_name = "WHERE")]
+    durability: Option<Durability>,
+
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Without a file or BLOCKD_PASSPHRASE, asks for the passphrase. To unlock volumes at the start of the daemon, see\n--key-file and --passphrase-file of `blockd serve`."
+)]
+pub(super) struct UnlockArgs {
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    name: String,
+
+    /// A file with the passphrase
+    #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
+    passphrase_file: Option<PathBuf>,
+
+    /// The key file
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "The data key stays the same, so this does not help when that has leaked: whoever has an old copy of the\nmanifest and the old passphrase or key file can still read the volume. If the daemon's settings name the old file,\nchange them, too."
+)]
+pub(super) struct PasswdArgs {
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    name: String,
+
+    /// A file with the passphrase until now; not needed while the volume is open
+    #[arg(long, value_name = "FILE", conflicts_with = "old_key_file")]
+    old_passphrase_file: Option<PathBuf>,
+
+    /// The key file until now; not needed while the volume is open
+    #[arg(long, value_name = "FILE")]
+    old_key_file: Option<PathBuf>,
+
+    /// A file with the new passphrase [default: BLOCKD_NEW_PASSPHRASE, or asks for it]
+    #[arg(long, value_name = "FILE", conflicts_with = "key_file")]
+    passphrase_file: Option<PathBuf>,
+
+    /// The new key file
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Args, Debug)]
 pub(super) struct DeleteArgs {
     /// The volume
     #[arg(value_parser = parse_name)]
@@ -144,7 +241,7 @@ pub(super) struct DeleteArgs {
 pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
     match command {
         VolumeCommand::Create(args) => {
-            let made = args.client.client().create(&args.new.request(&args.name, args.size.0)).await?;
+            let made = args.client.client().create(&args.new.request(&args.name, args.size.0)?).await?;
             said(&args.client, &made, &format!("created volume {}\n\n{}", made.info.name, details(&made)))
         }
         VolumeCommand::List(args) => {
@@ -167,6 +264,24 @@ pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
             );
             said(&args.client, &volume, &text)
         }
+        VolumeCommand::Set(args) => {
+            let request = SetVolume {
+                codec: args.codec.map(|codec| codec.to_string()),
+                durability: args.durability.map(|durability| durability.to_string()),
+            };
+            let volume = args.client.client().set(&args.name, &request).await?;
+            let info = &volume.info;
+            let text = format!("volume {} has codec {} and durability {}\n", info.name, info.codec, info.durability);
+            said(&args.client, &volume, &text)
+        }
+        VolumeCommand::Unlock(args) => {
+            let given = secret::given(args.passphrase_file.as_deref(), args.key_file.as_deref(), secret::CURRENT)?;
+            let secret = given.map_or_else(|| secret::ask(&format!("Passphrase of volume {}", args.name)), Ok)?;
+            let request = UnlockVolume { secret: (&secret).into() };
+            let volume = args.client.client().unlock(&args.name, &request).await?;
+            said(&args.client, &volume, &format!("volume {} is open\n", args.name))
+        }
+        VolumeCommand::Passwd(args) => passwd(args).await,
         VolumeCommand::Delete(args) => delete(args).await,
         VolumeCommand::Import(args) => transfer::import(args).await,
         VolumeCommand::Export(args) => transfer::export(args).await,
@@ -175,6 +290,24 @@ pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
 
 pub(super) fn said(args: &ClientArgs, value: &impl serde::Serialize, text: &str) -> anyhow::Result<()> {
     if args.json { print_json(value) } else { print(text) }
+}
+
+async fn passwd(args: PasswdArgs) -> anyhow::Result<()> {
+    let (client, name) = (args.client.client(), &args.name);
+    let (old_text, old_key) = (args.old_passphrase_file.as_deref(), args.old_key_file.as_deref());
+    let old = if old_text.is_some() || old_key.is_some() {
+        secret::given(old_text, old_key, secret::CURRENT)?
+    } else if client.volume(name).await?.info.state == VolumeState::Open {
+        None
+    } else {
+        let given = secret::given(None, None, secret::CURRENT)?;
+        Some(given.map_or_else(|| secret::ask(&format!("Present passphrase of volume {name}")), Ok)?)
+    };
+    let new = secret::given(args.passphrase_file.as_deref(), args.key_file.as_deref(), secret::NEW)?;
+    let new = new.map_or_else(|| secret::choose(&format!("New passphrase for volume {name}"), secret::NEW), Ok)?;
+    let request = ChangeKey { old: old.as_ref().map(SecretText::from), new: (&new).into() };
+    let volume = client.change_key(name, &request).await?;
+    said(&args.client, &volume, &format!("volume {name} is unlocked by the new {} from now on\n", new.what()))
 }
 
 async fn delete(args: DeleteArgs) -> anyhow::Result<()> {
@@ -235,6 +368,10 @@ fn details(volume: &VolumeStatus) -> String {
         ("durability", info.durability.clone()),
         ("codec", info.codec.clone()),
         ("chunk size", bytes(info.chunk_bytes)),
+        (
+            "encryption",
+            info.encryption.as_ref().map_or("none".into(), |what| format!("AES-256-GCM, unlocked by a {what}")),
+        ),
         ("created", date(info.created_ms)),
         ("state", state(info)),
         ("clients", info.clients.to_string()),
@@ -265,6 +402,7 @@ mod tests {
                 codec: "lz4".into(),
                 chunk_bytes: 16 << 20,
                 created_ms: 1_700_000_000_000,
+                encryption: None,
                 state: VolumeState::Open,
                 error: None,
                 clients: 2,

@@ -140,6 +140,17 @@ mod tests {
     }
 
     #[test]
+    fn files_of_volumes_are_lists() {
+        let text = "key-file = [\"a=/k\", \"b=/x=y\"]";
+        let config = merge(&["--passphrase-file", "c=p", "--passphrase-file", "d=q"], text).unwrap();
+        assert_eq!(config.key_file[1], VolumeFile { volume: "b".into(), path: "/x=y".into() });
+        assert_eq!(config.passphrase_file.len(), 2);
+        for wrong in ["key-file = [\"a\"]", "key-file = [\"=/k\"]", "key-file = [\"a=\"]", "key-file = [\"a/b=c\"]"] {
+            assert!(matches!(merge(&[], wrong), Err(ConfigError::Value { .. })), "{wrong}");
+        }
+    }
+
+    #[test]
     fn unknown_keys_are_named_with_their_file() {
         let error = merge(&[], "log-size = \"1GiB\"\nlog_size = \"1GiB\"").unwrap_err();
         let ConfigError::UnknownKey { key, path } = &error else { panic!("{error}") };
@@ -195,6 +206,7 @@ mod tests {
             (&["--chunk-size", "4KiB"], "chunk size"),
             (&["--s3-timeout", "900ms"], "s3-timeout"),
             (&["--nbd-tcp", "none", "--nbd-unix", "none"], "nbd-unix"),
+            (&["--key-file", "a=/k", "--passphrase-file", "a=/p"], "\"a\""),
         ] {
             let error = parse(args).0.check().unwrap_err();
             assert!(error.contains(word), "{error}");

@@ -11,5 +11,5 @@ mod size;
 
 pub use duration::{BadDuration, Interval};
 pub use file::{ConfigError, merge_file};
-pub use options::{Config, Listen, LogLevel, LogShape, admin_path, check_chunk_size};
+pub use options::{Config, Listen, LogLevel, LogShape, VolumeFile, admin_path, check_chunk_size};
 pub use size::{BadSize, ByteSize};

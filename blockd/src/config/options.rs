@@ -135,6 +135,14 @@ pub struct Config {
     #[arg(long, value_name = "SIZE", default_value = "32MiB", help_heading = "Memory and caches")]
     pub read_cache_memory: ByteSize,
 
+    /// What unlocks an encrypted volume: its key file. May be given for several volumes
+    #[arg(long, value_name = "NAME=PATH", help_heading = "Encryption")]
+    pub key_file: Vec<VolumeFile>,
+
+    /// What unlocks an encrypted volume: a file with its passphrase. May be given for several volumes
+    #[arg(long, value_name = "NAME=PATH", help_heading = "Encryption")]
+    pub passphrase_file: Vec<VolumeFile>,
+
     /// Threads that serve sockets and the log [default: half of the processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Threads")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -278,6 +286,15 @@ impl Config {
         if self.s3_timeout.0.as_secs() == 0 {
             return Err("s3-timeout must be at least 1s".into());
         }
+        let mut named = std::collections::BTreeSet::new();
+        for file in self.key_file.iter().chain(&self.passphrase_file) {
+            if !named.insert(&file.volume) {
+                return Err(format!(
+                    "key-file and passphrase-file name more than one file for volume {:?}; one unlocks it",
+                    file.volume
+                ));
+            }
+        }
         if self.nbd_unix_path().is_none() && self.nbd_tcp_addrs().is_empty() {
             return Err("nbd-unix and nbd-tcp are both none, so nobody could attach a volume".into());
         }
@@ -390,6 +407,43 @@ impl<'de, T> Deserialize<'de> for Listen<T>
 where
     Self: FromStr<Err = String>,
 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A file that belongs to a volume, written `NAME=PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeFile {
+    /// The volume's name.
+    pub volume: String,
+    /// The file.
+    pub path: PathBuf,
+}
+
+impl FromStr for VolumeFile {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('=').filter(|(_, path)| !path.is_empty());
+        let (volume, path) = parts.ok_or_else(|| format!("{text:?} is not of the form NAME=PATH"))?;
+        crate::manifest::check_name(volume).map_err(|e| e.to_string())?;
+        Ok(Self { volume: volume.to_owned(), path: path.into() })
+    }
+}
+
+impl fmt::Display for VolumeFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.volume, self.path.display())
+    }
+}
+
+impl Serialize for VolumeFile {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for VolumeFile {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }

@@ -8,6 +8,10 @@ impl Exports for Daemon {
         self.open_places().into_iter().map(|(name, _)| name).collect()
     }
 
+    fn refusal(&self, name: &str) -> Option<String> {
+        self.locked(name)
+    }
+
     fn find(&self, name: &str) -> Option<Export> {
         let entry = self.entries().get(name)?.clone();
         let (Phase::Open(place), Some(manifest)) = (entry.phase, entry.manifest) else { return None };

@@ -7,6 +7,7 @@
 mod data_dir;
 mod exports;
 mod hold;
+mod keys;
 mod notify;
 mod release;
 mod run;

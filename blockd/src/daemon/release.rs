@@ -54,6 +54,8 @@ impl Daemon {
                     self.show(name).await?.info.error.unwrap_or_default()
                 )));
             }
+            // What its log holds cannot be sent without the key.
+            Phase::Locked(why) => return Err(VolumeError::Conflict(why.clone())),
             Phase::Closed | Phase::Failed(_) | Phase::Released => {
                 let (manifest, _) = self.load(name).await?;
                 self.release_closed(&manifest).await?;

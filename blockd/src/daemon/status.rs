@@ -82,6 +82,7 @@ impl Daemon {
             info.codec = manifest.codec.to_string();
             info.chunk_bytes = manifest.chunk_bytes.into();
             info.created_ms = manifest.created_ms;
+            info.encryption = manifest.encryption.map(|encryption| encryption.kdf.to_string());
         }
         info.stranded = entry.stranded;
         info.notice = entry.notice;
@@ -122,7 +123,7 @@ impl Daemon {
                 }
                 VolumeStatus { info, ..Default::default() }
             }
-            Phase::Failed(why) => {
+            Phase::Failed(why) | Phase::Locked(why) => {
                 info.error = Some(why);
                 VolumeStatus { info, ..Default::default() }
             }

@@ -15,12 +15,14 @@ use tokio::task::JoinSet;
 
 use super::DataDir;
 use super::hold::{Hold, holder, instants, may_hold};
+use super::keys::{KeyError, KeyRing};
 use super::release;
 use super::stranded::why_not;
 use crate::admin::api::{CreateVolume, ResizeVolume, StrandedStatus, VolumeState, VolumeStatus};
 use crate::cache::FrameCache;
 use crate::chunk::Codec;
 use crate::config::{ByteSize, Config, check_chunk_size};
+use crate::crypt::Keys;
 use crate::explain::explain;
 use crate::export::nbd::server::Listen;
 use crate::lease::{self, AcquireError, Judge, Lease, LeaseState, Sighting, Verdict};
@@ -80,6 +82,8 @@ pub(super) enum Phase {
     /// Lost to another host.
     Fenced(Fenced),
     Deleting,
+    /// Encrypted, and there is no key for it.
+    Locked(String),
     Failed(String),
 }
 
@@ -109,6 +113,7 @@ impl Phase {
             Self::Elsewhere(_) => VolumeState::Held,
             Self::Fenced(_) => VolumeState::Fenced,
             Self::Deleting => VolumeState::Deleting,
+            Self::Locked(_) => VolumeState::Locked,
             Self::Failed(_) => VolumeState::Failed,
         }
     }
@@ -155,8 +160,9 @@ pub struct Daemon {
     reactors: Vec<ReactorHandle>,
     next_reactor: AtomicUsize,
     frame_cache: Option<FrameCache>,
+    pub(super) keys: KeyRing,
     volumes: RwLock<BTreeMap<String, Entry>>,
-    resizing: tokio::sync::Mutex<()>,
+    pub(super) resizing: tokio::sync::Mutex<()>,
     closing: AtomicBool,
 }
 
@@ -170,6 +176,7 @@ impl Daemon {
     ) -> Self {
         assert!(!reactors.is_empty(), "volumes need a reactor");
         Self {
+            keys: KeyRing::new(&config),
             config,
             data,
             store,
@@ -188,7 +195,7 @@ impl Daemon {
         self.volumes.read().expect("no code panics while it holds this lock")
     }
 
-    fn entries_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Entry>> {
+    pub(super) fn entries_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Entry>> {
         self.volumes.write().expect("no code panics while it holds this lock")
     }
 
@@ -281,7 +288,8 @@ impl Daemon {
     /// Makes a volume and serves it.
     pub async fn create(self: &Arc<Self>, request: CreateVolume) -> Result<VolumeStatus, VolumeError> {
         self.refuse_while_closing()?;
-        let manifest = self.new_manifest(&request)?;
+        let mut manifest = self.new_manifest(&request)?;
+        self.encrypt_new(&mut manifest, request.secret.as_ref()).await?;
         let name = manifest.name.clone();
         {
             let mut entries = self.entries_mut();
@@ -294,6 +302,7 @@ impl Daemon {
         }
         if let Err(error) = manifest::create(self.store.as_ref(), &manifest).await {
             self.entries_mut().remove(&name);
+            self.keys.forget(manifest.id);
             return Err(match error {
                 ManifestError::Exists(_) => VolumeError::Conflict(format!(
                     "the store has a volume named {name:?} already; choose another name, or serve it with `blockd volume open {name}`"
@@ -322,6 +331,8 @@ impl Daemon {
             state: manifest::VolumeState::Active,
             created_ms: unix_ms(),
             epochs: Vec::new(),
+            encryption: None,
+            seal: manifest::Seal::None,
         })
     }
 
@@ -436,6 +447,10 @@ impl Daemon {
                     None => Ok(()),
                 }
             }
+            Err(error) if error.is::<KeyError>() => {
+                self.set_phase(&name, Phase::Locked(error.to_string()));
+                Err(VolumeError::Conflict(error.to_string()))
+            }
             Err(error) => {
                 let asked = why != Why::Start;
                 let why = format!("cannot open volume {name:?}: {}", explain(&error));
@@ -456,6 +471,8 @@ impl Daemon {
         why: Why,
         seen: Option<Sighting>,
     ) -> anyhow::Result<Opened> {
+        // Without its key nothing is to be done with it, and least of all its lease to be taken.
+        let keys = self.keys.keys_of(manifest).await?;
         let (name, store) = (&manifest.name, self.store.as_ref() as &dyn ObjectStore);
         // Stranded writes are looked for first: they are to be shown whoever has the volume now.
         let stranded = self.stranded_in_place(manifest).await?;
@@ -487,7 +504,7 @@ impl Daemon {
         let hold = Hold::new(name, acquired);
         // Opening may take longer than the lease.
         tokio::spawn(self.clone().keep(hold.clone()));
-        let opened = self.open_volume(manifest, &hold).await;
+        let opened = self.open_volume(manifest, keys, &hold).await;
         let (place, report) = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -564,7 +581,12 @@ impl Daemon {
         }
     }
 
-    async fn open_volume(&self, manifest: &Manifest, hold: &Hold) -> anyhow::Result<(Place, OpenReport)> {
+    async fn open_volume(
+        &self,
+        manifest: &Manifest,
+        keys: Option<Keys>,
+        hold: &Hold,
+    ) -> anyhow::Result<(Place, OpenReport)> {
         let (dirty, cache, table) = self.shares(self.open_places().len() + 1);
         let options = OpenOptions {
             store: self.store.clone() as Arc<dyn ObjectStore>,
@@ -583,6 +605,7 @@ impl Daemon {
                 destage_age_us: u64::try_from(self.config.destage_age.0.as_micros()).unwrap_or(u64::MAX),
                 ..Tuning::default()
             },
+            keys,
         };
         let (mut volume, report) = Volume::open(options).await?;
         match hold.grant().await {
@@ -679,7 +702,8 @@ impl Daemon {
         let size = request.size;
         // The manifest first: a volume must not take writes at addresses that a crash would put out of its range.
         let epoch = with_volume(place, |volume| volume.epoch()).await.unwrap_or(0);
-        self.write_size(name, epoch, size)
+        let keys = self.keys.held(manifest.id);
+        volume::resize(self.store.as_ref(), name, epoch, size, keys.as_ref())
             .await
             .map_err(|error| VolumeError::Failed(format!("cannot resize volume {name:?}: {error}")))?;
         if with_volume(place, move |volume| volume.set_size(size)).await.is_none() {
@@ -692,16 +716,6 @@ impl Daemon {
         }
         tracing::info!(volume = %name, size = %ByteSize(size), "volume resized");
         self.show(name).await
-    }
-
-    async fn write_size(&self, name: &str, epoch: u64, size: u64) -> Result<(), ManifestError> {
-        loop {
-            match volume::resize(self.store.as_ref(), name, epoch, size).await {
-                // A change of owner came between; the new manifest needs the new size all the same.
-                Err(ManifestError::LostRace(_)) => {}
-                other => return other,
-            }
-        }
     }
 
     /// Removes a volume from the store and all that is kept of it here.
@@ -797,6 +811,7 @@ impl Daemon {
             None => manifest::load(self.store.as_ref(), name).await?.0.id,
         };
         volume::delete(self.store.as_ref(), name, epoch, |_, _| {}).await?;
+        self.keys.forget(id);
         let dir = self.data.volume(id);
         match tokio::fs::remove_dir_all(&dir).await {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

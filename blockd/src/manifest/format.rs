@@ -4,10 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::encryption::{self, Encryption};
+use super::seal::{self, Seal};
 use crate::chunk::Codec;
 use crate::types::{BLOCK_SIZE, Lsn, VolumeId};
 
@@ -164,6 +166,10 @@ pub struct Manifest {
     pub created_ms: u64,
     /// Its owners, oldest first.
     pub epochs: Vec<EpochStart>,
+    /// How its data key is wrapped, if it is encrypted.
+    pub encryption: Option<Encryption>,
+    /// What proves that the owner of that key wrote it.
+    pub seal: Seal,
 }
 
 /// Why bytes are not a manifest.
@@ -198,6 +204,11 @@ pub enum ManifestFormatError {
 }
 
 impl Manifest {
+    /// The epoch whose owner may write: the last one that is settled.
+    pub fn settled(&self) -> Option<&EpochStart> {
+        self.epochs.iter().rev().find(|e| e.first_seq > 0)
+    }
+
     /// Why the manifest must not be stored, if so.
     pub(super) fn problem(&self) -> Option<&'static str> {
         if super::check_name(&self.name).is_err() {
@@ -208,6 +219,9 @@ impl Manifest {
         }
         if self.epochs.len() > MAX_EPOCHS {
             return Some("it has had too many owners");
+        }
+        if self.encryption.is_some() != self.is_sealed() && self.state != VolumeState::Deleting {
+            return Some("it is encrypted without being signed, or signed without being encrypted");
         }
         let (mut epoch, mut seq) = (0, 0);
         for start in &self.epochs {
@@ -231,6 +245,29 @@ impl Manifest {
     /// When the manifest could not be decoded again (a name that is not allowed, a size that is not whole blocks,
     /// epochs that do not grow): storing it would lose the volume.
     pub fn encode(&self) -> Bytes {
+        let mut out = self.covered();
+        if let Some(tag) = self.is_sealed().then(|| self.seal.tag(&out)).flatten() {
+            let header = SectionHeader { kind: seal::KIND.into(), reserved: 0.into(), len: (seal::TAG as u32).into() };
+            out.extend_from_slice(header.as_bytes());
+            out.extend_from_slice(&tag);
+        }
+        let sum = checksum(&out);
+        out[SUM_AT..SUM_AT + 8].copy_from_slice(&sum.to_le_bytes());
+        out.into()
+    }
+
+    /// Whether a signature ends it. What is being deleted needs none, so that who lost a key can delete the volume.
+    fn is_sealed(&self) -> bool {
+        self.seal != Seal::None && self.state != VolumeState::Deleting
+    }
+
+    /// Whether it was changed without being signed anew.
+    pub(super) fn is_stale(&self) -> bool {
+        matches!(self.seal, Seal::Read { covered, .. } if self.is_sealed() && xxh3_64(&self.covered()) != covered)
+    }
+
+    /// What a signature covers: everything before it, the checksum as zeroes.
+    pub(super) fn covered(&self) -> Vec<u8> {
         if let Some(problem) = self.problem() {
             panic!("the manifest of {:?} must not be stored: {problem}", self.name);
         }
@@ -273,21 +310,31 @@ impl Manifest {
             out.extend_from_slice(header.as_bytes());
             out.extend_from_slice(&body);
         }
-        let len = out.len() as u32;
+        let seal = if self.is_sealed() { SECTION_HEADER + seal::TAG } else { 0 };
+        let len = (out.len() + seal) as u32;
         out[LEN_AT..LEN_AT + 4].copy_from_slice(&len.to_le_bytes());
-        let sum = checksum(&out);
-        out[SUM_AT..SUM_AT + 8].copy_from_slice(&sum.to_le_bytes());
-        out.into()
+        out
     }
 
     /// The sections it has: (kind, body), by growing kind. Kinds are never reused for anything else.
     fn sections(&self) -> Vec<(u16, Vec<u8>)> {
-        Vec::new()
+        let mut sections = Vec::new();
+        sections.extend(self.encryption.as_ref().map(|section| (encryption::KIND, section.encode())));
+        sections
     }
 
     /// Takes in what a section says; the reverse of [`Manifest::sections`].
-    fn take_section(&mut self, kind: u16, _body: &[u8]) -> Result<(), ManifestFormatError> {
-        Err(ManifestFormatError::Section(kind))
+    fn take_section(&mut self, kind: u16, body: &[u8]) -> Result<(), ManifestFormatError> {
+        match kind {
+            encryption::KIND => self.encryption = Some(Encryption::decode(body)?),
+            seal::KIND => {
+                let tag = body.try_into();
+                let tag = tag.map_err(|_| ManifestFormatError::Invalid("its signature has a wrong length"))?;
+                self.seal = Seal::Read { tag, covered: 0 };
+            }
+            kind => return Err(ManifestFormatError::Section(kind)),
+        }
+        Ok(())
     }
 
     /// Parses and verifies a manifest; `bytes` is the whole object.
@@ -346,6 +393,8 @@ impl Manifest {
                     opened_ms: row.opened_ms.get(),
                 })
                 .collect(),
+            encryption: None,
+            seal: Seal::None,
         };
         let mut last = 0;
         while !sections.is_empty() {
@@ -362,10 +411,17 @@ impl Manifest {
             manifest.take_section(kind, body)?;
             (last, sections) = (kind, rest);
         }
-        match manifest.problem() {
-            Some(problem) => Err(Invalid(problem)),
-            None => Ok(manifest),
+        if let Some(problem) = manifest.problem() {
+            return Err(Invalid(problem));
         }
+        if !manifest.is_sealed() {
+            manifest.seal = Seal::None;
+        }
+        let read = xxh3_64(&manifest.covered());
+        if let Seal::Read { covered, .. } = &mut manifest.seal {
+            *covered = read;
+        }
+        Ok(manifest)
     }
 }
 

@@ -3,17 +3,26 @@
 //! [`format`] knows the bytes (pure, total on foreign input), `stored` the conditional requests.
 //!
 //! What must hold: a manifest is never written but on the version it was read as; what a manifest says of epochs only
-//! grows. Byte table: `docs/format.md`.
+//! grows; the manifest of an encrypted volume is only believed, and only changed, by who has its key (`seal`, `lock`).
+//! Byte table: `docs/format.md`.
 
+mod encryption;
 pub mod format;
+#[cfg(feature = "engine")]
+mod lock;
 mod name;
+mod seal;
 #[cfg(feature = "engine")]
 mod stored;
 
+pub use encryption::{Encryption, Kdf};
 pub use format::{Durability, EpochStart, Manifest, ManifestFormatError, UnknownDurability, VolumeState};
-pub use name::{InvalidName, check_name};
 #[cfg(feature = "engine")]
-pub use stored::{ManifestError, create, key, list, load, remove, replace};
+pub use lock::LockError;
+pub use name::{InvalidName, check_name};
+pub use seal::Seal;
+#[cfg(feature = "engine")]
+pub use stored::{ManifestError, change, create, key, list, load, open, remove, replace, update};
 
 #[cfg(all(test, feature = "engine"))]
 mod tests;

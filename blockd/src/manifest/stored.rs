@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use super::format::{Manifest, ManifestFormatError};
+use super::lock::LockError;
 use super::name::{InvalidName, check_name};
+use crate::crypt::Keys;
 use crate::store::{ObjectStore, PutMode, StoreError, StoreErrorKind, Version};
 
 const PREFIX: &str = "volumes/";
@@ -43,6 +45,9 @@ pub enum ManifestError {
     /// A change that only its owner may make.
     #[error("another host has volume {0:?} now; `blockd volume show {0}` says which")]
     NotOwner(String),
+    /// An encrypted volume without its key, or with a wrong one.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The store failed. After a failed write its outcome is unknown: doing the same again finds out.
     #[error("cannot reach the manifest of the volume: {0}")]
     Store(#[from] StoreError),
@@ -77,6 +82,10 @@ async fn put(store: &dyn ObjectStore, manifest: &Manifest, mode: PutMode) -> Res
     if let Some(why) = manifest.problem() {
         return Err(ManifestError::Unfit { name: manifest.name.clone(), why });
     }
+    if manifest.is_stale() {
+        let why = "its volume is encrypted, and whoever changes it must have the key";
+        return Err(ManifestError::Unfit { name: manifest.name.clone(), why });
+    }
     let key = key(&manifest.name);
     let bytes: Bytes = manifest.encode();
     match store.put(&key, bytes.clone(), mode).await {
@@ -93,7 +102,61 @@ async fn put(store: &dyn ObjectStore, manifest: &Manifest, mode: PutMode) -> Res
     }
 }
 
-/// Reads the manifest of the volume `name`, and its version for [`replace`].
+/// Reads the manifest of the volume `name` and believes it only if the owner of `keys` wrote it; of a volume that is not
+/// encrypted, without keys. Its version is for [`replace`].
+pub async fn open(
+    store: &dyn ObjectStore,
+    name: &str,
+    keys: Option<&Keys>,
+) -> Result<(Manifest, Version), ManifestError> {
+    let (mut manifest, version) = load(store, name).await?;
+    manifest.verify(keys)?;
+    Ok((manifest, version))
+}
+
+/// Changes the manifest of the volume `name`, whoever else changes it at the same time, and returns it. `apply` may be
+/// called more than once. Nothing is written when it changes nothing, or fails.
+pub async fn change(
+    store: &dyn ObjectStore,
+    name: &str,
+    keys: Option<&Keys>,
+    mut apply: impl FnMut(&mut Manifest) -> Result<(), ManifestError>,
+) -> Result<Manifest, ManifestError> {
+    loop {
+        let (old, version) = open(store, name, keys).await?;
+        let mut new = old.clone();
+        apply(&mut new)?;
+        if new == old {
+            return Ok(new);
+        }
+        match replace(store, &new, version).await {
+            Ok(_) => return Ok(new),
+            Err(ManifestError::LostRace(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// As [`change`], by the owner of `epoch`: refused as soon as a later one is settled.
+pub async fn update(
+    store: &dyn ObjectStore,
+    name: &str,
+    epoch: u64,
+    keys: Option<&Keys>,
+    mut apply: impl FnMut(&mut Manifest),
+) -> Result<Manifest, ManifestError> {
+    change(store, name, keys, |manifest| {
+        if manifest.settled().is_none_or(|last| last.epoch != epoch) {
+            return Err(ManifestError::NotOwner(name.to_owned()));
+        }
+        apply(manifest);
+        Ok(())
+    })
+    .await
+}
+
+/// Reads the manifest of the volume `name`, to look at or to delete it: of an encrypted volume it is not verified, and
+/// cannot be changed. Its version is for [`replace`].
 pub async fn load(store: &dyn ObjectStore, name: &str) -> Result<(Manifest, Version), ManifestError> {
     check_name(name)?;
     let (bytes, version) = store.get(&key(name)).await.map_err(|error| match error.kind {

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::chunk::Codec;
 use crate::chunk::testing::TestStore;
+use crate::crypt::{Keys, Secret};
 use crate::store::ObjectStore;
 use crate::types::VolumeId;
 
@@ -22,6 +23,8 @@ fn manifest() -> Manifest {
             EpochStart { epoch: 1, first_seq: 1, first_lsn: 1, owner: [0xaa; 16], opened_ms: 1_700_000_000_001 },
             EpochStart { epoch: 3, first_seq: 0, first_lsn: 0, owner: [0xbb; 16], opened_ms: 1_700_000_000_002 },
         ],
+        encryption: None,
+        seal: Seal::None,
     }
 }
 
@@ -103,6 +106,8 @@ proptest! {
                     opened_ms: created_ms,
                 }
             }).collect(),
+            encryption: None,
+            seal: Seal::None,
         };
         prop_assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
     }
@@ -160,4 +165,115 @@ async fn volumes_are_listed_and_removed() {
     for name in ["stray", "junk"] {
         assert!(matches!(load(&store, name).await, Err(ManifestError::Damaged { .. })));
     }
+}
+
+fn keys() -> Keys {
+    Keys::new(&[42; 32])
+}
+
+fn passphrase(text: &str) -> Secret {
+    Secret::passphrase(zeroize::Zeroizing::new(text.to_owned())).unwrap()
+}
+
+fn key_file(byte: u8) -> Secret {
+    Secret::KeyFile(zeroize::Zeroizing::new([byte; 32]))
+}
+
+/// Cheap enough to be derived in every test.
+const CHEAP: Kdf = Kdf::Argon2id { memory_kib: 64, passes: 1, lanes: 1 };
+
+fn encrypted(secret: &Secret) -> Manifest {
+    let kdf = if matches!(secret, Secret::KeyFile(_)) { Kdf::KeyFile } else { CHEAP };
+    let mut manifest = manifest();
+    manifest.encrypt(&keys(), Encryption::wrap_with(&keys(), secret, manifest.id, kdf, [5; 32]));
+    manifest
+}
+
+#[test]
+fn golden_encrypted_manifests_open_and_are_written_the_same() {
+    for (file, secret) in
+        [("manifest-v2-passphrase.bin", passphrase("open sesame")), ("manifest-v2-key-file.bin", key_file(3))]
+    {
+        crate::chunk::testing::golden(file, &encrypted(&secret).encode(), true, |bytes| {
+            let mut kept = Manifest::decode(bytes).unwrap();
+            let section = kept.encryption.clone().unwrap();
+            let found = section.unwrap(&secret, kept.id, &kept.name).unwrap();
+            kept.verify(Some(&found)).unwrap();
+            assert_eq!(kept, encrypted(&secret));
+        });
+    }
+}
+
+#[test]
+fn only_the_right_secret_unwraps_and_only_as_it_was_wrapped() {
+    let manifest = encrypted(&passphrase("right"));
+    let section = manifest.encryption.clone().unwrap();
+    let open = |section: &Encryption, secret: &Secret, id| section.unwrap(secret, id, "disk-1");
+    assert_eq!(open(&section, &passphrase("right"), manifest.id).unwrap(), keys());
+    let wrong = open(&section, &passphrase("Right"), manifest.id).unwrap_err();
+    assert!(wrong.to_string().contains("wrong passphrase"), "{wrong}");
+    assert!(matches!(open(&section, &key_file(1), manifest.id), Err(LockError::Kind { .. })));
+    assert!(matches!(open(&section, &passphrase("right"), VolumeId([0; 16])), Err(LockError::Wrong { .. })));
+    // Nobody can make it cheaper to guess, nor change anything else.
+    let bytes = section.encode();
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        let Ok(bad) = Encryption::decode(&bad) else { continue };
+        if let Kdf::Argon2id { memory_kib, passes, .. } = bad.kdf
+            && u64::from(memory_kib) * u64::from(passes) < 1 << 15
+        {
+            assert!(open(&bad, &passphrase("right"), manifest.id).is_err(), "bit {bit}");
+        }
+    }
+    let file = encrypted(&key_file(1)).encryption.unwrap();
+    assert_eq!(open(&file, &key_file(1), manifest.id).unwrap(), keys());
+    assert!(open(&file, &key_file(2), manifest.id).unwrap_err().to_string().contains("wrong key file"));
+    assert!(open(&file, &passphrase("x"), manifest.id).unwrap_err().to_string().contains("locked by a key file"));
+}
+
+#[test]
+fn the_default_derivation_works() {
+    let section = Encryption::wrap(&keys(), &passphrase("a"), VolumeId([1; 16])).unwrap();
+    assert_eq!(section.kdf, Kdf::Argon2id { memory_kib: 65536, passes: 3, lanes: 1 });
+    let again = Encryption::wrap(&keys(), &passphrase("a"), VolumeId([1; 16])).unwrap();
+    assert_ne!(section.salt, again.salt);
+    assert_eq!(section.unwrap(&passphrase("a"), VolumeId([1; 16]), "x").unwrap(), keys());
+}
+
+#[tokio::test]
+async fn an_encrypted_manifest_changes_only_with_its_key() {
+    let store = TestStore::default();
+    let made = encrypted(&key_file(1));
+    create(&store, &made).await.unwrap();
+    let unsigned = Manifest { seal: Seal::None, name: "other".into(), ..made.clone() };
+    assert!(matches!(create(&store, &unsigned).await, Err(ManifestError::Unfit { .. })));
+
+    for wrong in [None, Some(Keys::new(&[1; 32]))] {
+        let error = open(&store, "disk-1", wrong.as_ref()).await.unwrap_err();
+        assert!(matches!(error, ManifestError::Lock(LockError::Locked(_) | LockError::Forged(_))), "{error}");
+    }
+    assert_eq!(open(&store, "disk-1", Some(&keys())).await.unwrap().0, made);
+    let grown = update(&store, "disk-1", 1, Some(&keys()), |manifest| manifest.size *= 2).await.unwrap();
+    assert_eq!(open(&store, "disk-1", Some(&keys())).await.unwrap().0, grown);
+
+    // Looked at without a key it can be copied, but not changed: neither by mistake nor by somebody else's program.
+    let (mut looked, version) = load(&store, "disk-1").await.unwrap();
+    assert_eq!(looked.encode(), grown.encode());
+    looked.size /= 2;
+    assert!(matches!(replace(&store, &looked, version.clone()).await, Err(ManifestError::Unfit { .. })));
+    store.tamper(&key("disk-1"), Some(looked.encode()));
+    assert!(matches!(open(&store, "disk-1", Some(&keys())).await, Err(ManifestError::Lock(LockError::Forged(_)))));
+    // Nor replaced by one of a volume that is not encrypted.
+    store.tamper(&key("disk-1"), Some(manifest().encode()));
+    assert!(matches!(
+        open(&store, "disk-1", Some(&keys())).await,
+        Err(ManifestError::Lock(LockError::NotEncrypted(_)))
+    ));
+    // But whoever lost the key can delete it.
+    store.tamper(&key("disk-1"), Some(grown.encode()));
+    let (mut looked, version) = load(&store, "disk-1").await.unwrap();
+    looked.state = VolumeState::Deleting;
+    replace(&store, &looked, version).await.unwrap();
+    assert_eq!(load(&store, "disk-1").await.unwrap().0.state, VolumeState::Deleting);
 }

@@ -2,6 +2,7 @@
 
 use super::open::OpenError;
 use crate::chunk::ChunkName;
+use crate::crypt::Keys;
 use crate::lease;
 use crate::manifest::{self, ManifestError, VolumeState};
 use crate::store::ObjectStore;
@@ -13,13 +14,14 @@ const IN_FLIGHT_MAX: u64 = 64;
 
 /// Records a new size in bytes in the manifest of a volume owned under `epoch`; an open volume must then be told by
 /// [`super::Volume::set_size`].
-pub async fn resize(store: &dyn ObjectStore, name: &str, epoch: u64, size: u64) -> Result<(), ManifestError> {
-    let (mut manifest, version) = manifest::load(store, name).await?;
-    if manifest.epochs.last().is_none_or(|last| last.epoch != epoch) {
-        return Err(ManifestError::NotOwner(name.to_owned()));
-    }
-    manifest.size = size;
-    manifest::replace(store, &manifest, version).await.map(|_| ())
+pub async fn resize(
+    store: &dyn ObjectStore,
+    name: &str,
+    epoch: u64,
+    size: u64,
+    keys: Option<&Keys>,
+) -> Result<(), ManifestError> {
+    manifest::update(store, name, epoch, keys, |manifest| manifest.size = size).await.map(drop)
 }
 
 /// Deletes a volume whose lease is ours: marks it, which keeps others from opening it, deletes its chunks, then its
@@ -47,7 +49,8 @@ pub async fn delete(
     let mut end = settled.last().map_or(0, |e| e.first_seq);
     if let Some(last) = settled.last() {
         let name = |seq| ChunkName { volume: manifest.id, epoch: last.epoch, seq };
-        while super::own::data_chunk(store, name(end)).await?.is_some() {
+        // Whatever it holds: who lost the key of an encrypted volume can delete it all the same.
+        while super::own::stands(store, name(end)).await? {
             end += 1;
         }
     }

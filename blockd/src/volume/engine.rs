@@ -183,6 +183,18 @@ impl Volume {
         self.tuning.dirty_memory_bytes = bytes;
     }
 
+    /// Compresses new chunks this way from now on; the manifest says so already.
+    pub fn set_codec(&mut self, codec: Codec) {
+        self.codec = codec;
+    }
+
+    /// Answers flushes this way from now on; the manifest says so already. Those that wait are answered the new
+    /// way, too.
+    pub fn set_durability(&mut self, durability: Durability) {
+        self.durability = durability;
+        self.answer_flushes();
+    }
+
     /// Takes on a new size in bytes; the manifest has it already. What lies beyond a smaller size is trimmed, so that
     /// it reads as zeroes should the volume grow again.
     pub fn set_size(&mut self, size: u64) {

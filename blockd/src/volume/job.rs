@@ -11,6 +11,7 @@ use super::api::{Allocation, ExtentStatus, Token};
 use super::dirty::{DirtyMap, Source};
 use crate::buf::Slice;
 use crate::chunk::{BlockReader, Chunk, ChunkDraft, ChunkIndex, ChunkName, Codec, Piece, ReadError};
+use crate::crypt::Keys;
 use crate::store::{ObjectStore, PutMode, StoreErrorKind};
 use crate::table::Table;
 use crate::types::{BLOCK, BLOCK_SIZE, Lba, Lsn};
@@ -142,6 +143,7 @@ pub(super) struct Backend {
     pub closing: Arc<Closing>,
     pub trouble: super::engine::Trouble,
     pub jitter: Jitter,
+    pub keys: Option<Keys>,
 }
 
 /// Tells running jobs that the volume closes.
@@ -212,8 +214,8 @@ impl Backend {
         let mut pause = Pause::default();
         let input = Arc::new(input);
         let chunk = loop {
-            let (device, input) = (device.clone(), input.clone());
-            match self.blocking.run_behind(move || build(&input, device.as_ref())).await {
+            let (device, input, keys) = (device.clone(), input.clone(), self.keys.clone());
+            match self.blocking.run_behind(move || build(&input, device.as_ref(), keys.as_ref())).await {
                 Ok(chunk) => break chunk,
                 Err(message) => {
                     tracing::error!(chunk = %name.key(), "cannot build chunk: {message}");
@@ -447,7 +449,7 @@ impl Pause {
 }
 
 /// Collapses overwrites and encodes what is left, in address order.
-fn build(input: &ChunkInput, device: &dyn LogDevice) -> Result<Chunk, String> {
+fn build(input: &ChunkInput, device: &dyn LogDevice, keys: Option<&Keys>) -> Result<Chunk, String> {
     let mut newest = DirtyMap::default();
     for (number, frame) in input.frames.iter().enumerate() {
         for (lsn, record) in (frame.first_lsn..).zip(frame.records.iter()) {
@@ -502,5 +504,5 @@ fn build(input: &ChunkInput, device: &dyn LogDevice) -> Result<Chunk, String> {
         created_ms: input.created_ms,
         pieces,
     };
-    draft.encode().map_err(|e| e.to_string())
+    draft.encode(keys).map_err(|e| e.to_string())
 }

@@ -15,6 +15,7 @@ use super::stats::VolumeStats;
 use super::stranded::Stranded;
 use crate::cache::FrameCache;
 use crate::chunk::{BlockReader, ChunkName, ReadError};
+use crate::crypt::Keys;
 use crate::lease::LeaseError;
 use crate::manifest::{Manifest, ManifestError};
 use crate::store::{ObjectStore, StoreError};
@@ -139,6 +140,8 @@ pub struct OpenOptions {
     pub frame_cache: Option<FrameCache>,
     /// Limits.
     pub tuning: Tuning,
+    /// Its keys, if it is encrypted.
+    pub keys: Option<Keys>,
 }
 
 /// What opening found.
@@ -178,6 +181,8 @@ pub struct Parts {
     pub segments_max: u32,
     /// Limits.
     pub tuning: Tuning,
+    /// Its keys, if it is encrypted.
+    pub keys: Option<Keys>,
 }
 
 impl Volume {
@@ -206,6 +211,7 @@ impl Volume {
             jitter: Arc::new(rand::random),
             segments_max: (options.log_bytes / options.segment_bytes).clamp(4, 200) as u32,
             tuning: options.tuning,
+            keys: options.keys,
         };
         Self::open_expecting(parts, &options.name, options.owner, Some(options.last_epoch)).await
     }
@@ -222,14 +228,16 @@ impl Volume {
         last_epoch: Option<u64>,
     ) -> Result<(Volume, OpenReport), OpenError> {
         let applied = parts.table.applied();
+        let (store, keys) = (parts.store.as_ref(), parts.keys.as_ref());
         let Claim { manifest, state } =
-            own::claim(parts.store.as_ref(), name, owner, applied.seq, last_epoch, (parts.wall)()).await?;
+            own::claim(store, name, owner, applied.seq, last_epoch, (parts.wall)(), keys).await?;
         let id = manifest.id;
         for seq in applied.seq + 1..=state.seq {
             let epoch = epoch_of(&manifest, seq);
             let chunk = ChunkName { volume: id, epoch, seq };
-            let index =
-                own::data_chunk(parts.store.as_ref(), chunk).await?.ok_or_else(|| OpenError::Missing(chunk.key()))?;
+            let index = own::data_chunk(parts.store.as_ref(), chunk, parts.keys.as_ref())
+                .await?
+                .ok_or_else(|| OpenError::Missing(chunk.key()))?;
             parts.table.apply(&index)?;
         }
         let (device, lineage) = (parts.device.clone(), manifest.clone());
@@ -294,7 +302,8 @@ impl Volume {
         let (log, anchor) = LogWriter::open(options, recovered, segments);
         parts.device.write(log.current_segment(), 0, &anchor)?;
         parts.device.sync(log.current_segment())?;
-        let reader = BlockReader::new(manifest.id, parts.table.clone(), parts.store.clone(), parts.frame_cache);
+        let reader = BlockReader::new(manifest.id, parts.table.clone(), parts.store.clone(), parts.frame_cache)
+            .with_keys(parts.keys.clone());
         let mut volume = Volume {
             id: manifest.id,
             size: manifest.size,
@@ -318,6 +327,7 @@ impl Volume {
                 closing: Arc::new(Closing::default()),
                 trouble: Arc::new(Mutex::new(None)),
                 jitter: parts.jitter,
+                keys: parts.keys,
             },
             effects: Default::default(),
             log_ios: Vec::new(),

@@ -6,6 +6,7 @@
 //! Chunks outside the recorded prefix are never looked at.
 
 use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, encode_seal, read_index};
+use crate::crypt::Keys;
 use crate::manifest::{self, EpochStart, Manifest, ManifestError, VolumeState};
 use crate::store::{ObjectStore, PutMode, StoreErrorKind};
 use crate::types::Lsn;
@@ -46,8 +47,9 @@ pub async fn claim(
     applied: u64,
     expected: Option<u64>,
     now_ms: u64,
+    keys: Option<&Keys>,
 ) -> Result<Claim, OpenError> {
-    let (mut manifest, version) = manifest::load(store, name).await.map_err(|e| OpenError::manifest(name, e))?;
+    let (mut manifest, version) = manifest::open(store, name, keys).await.map_err(|e| OpenError::manifest(name, e))?;
     if manifest.state != VolumeState::Active {
         return Err(OpenError::Deleting(name.to_owned()));
     }
@@ -68,7 +70,7 @@ pub async fn claim(
     manifest.epochs.retain(|e| e.first_seq > 0);
     manifest.epochs.push(claimed(0, 0));
     let version = manifest::replace(store, &manifest, version).await.map_err(|e| OpenError::manifest(name, e))?;
-    let state = end_epoch(store, &manifest, &last, applied, now_ms).await?;
+    let state = end_epoch(store, &manifest, &last, applied, now_ms, keys).await?;
     if let Some(own) = manifest.epochs.last_mut() {
         (own.first_seq, own.first_lsn) = (state.seq + 1, state.lsn + 1);
     }
@@ -83,16 +85,18 @@ async fn end_epoch(
     epoch: &EpochStart,
     applied: u64,
     now_ms: u64,
+    keys: Option<&Keys>,
 ) -> Result<BucketState, OpenError> {
     let chunk = |seq| ChunkName { volume: manifest.id, epoch: epoch.epoch, seq };
     let mut state = BucketState { seq: epoch.first_seq - 1, lsn: epoch.first_lsn - 1 };
     if applied > state.seq {
-        let index = data_chunk(store, chunk(applied)).await?.ok_or_else(|| OpenError::Missing(chunk(applied).key()))?;
+        let index =
+            data_chunk(store, chunk(applied), keys).await?.ok_or_else(|| OpenError::Missing(chunk(applied).key()))?;
         state = BucketState { seq: applied, lsn: index.last_lsn };
     }
     loop {
         let next = chunk(state.seq + 1);
-        if let Some(index) = data_chunk(store, next).await? {
+        if let Some(index) = data_chunk(store, next, keys).await? {
             state = BucketState { seq: next.seq, lsn: index.last_lsn };
             continue;
         }
@@ -102,11 +106,11 @@ async fn end_epoch(
         if stands(store, later).await? && !stands(store, next).await? {
             return Err(OpenError::Hole { missing: next.key(), later: later.key() });
         }
-        match store.put(&next.key(), encode_seal(next, now_ms), PutMode::Create).await {
+        match store.put(&next.key(), encode_seal(next, now_ms, keys), PutMode::Create).await {
             Ok(_) => return Ok(state),
             // A chunk or a seal came first; look again.
             Err(e) if e.kind == StoreErrorKind::Precondition => {
-                if is_sealed(store, next).await? {
+                if is_sealed(store, next, keys).await? {
                     return Ok(state);
                 }
             }
@@ -116,7 +120,7 @@ async fn end_epoch(
 }
 
 /// Whether the object is there, whatever it holds.
-async fn stands(store: &dyn ObjectStore, name: ChunkName) -> Result<bool, OpenError> {
+pub(super) async fn stands(store: &dyn ObjectStore, name: ChunkName) -> Result<bool, OpenError> {
     match store.head(&name.key()).await {
         Ok(_) => Ok(true),
         Err(e) if e.kind == StoreErrorKind::NotFound => Ok(false),
@@ -124,13 +128,17 @@ async fn stands(store: &dyn ObjectStore, name: ChunkName) -> Result<bool, OpenEr
     }
 }
 
-async fn is_sealed(store: &dyn ObjectStore, name: ChunkName) -> Result<bool, OpenError> {
-    Ok(read_index(store, &name).await?.kind == ChunkKind::Seal)
+async fn is_sealed(store: &dyn ObjectStore, name: ChunkName, keys: Option<&Keys>) -> Result<bool, OpenError> {
+    Ok(read_index(store, &name, keys).await?.kind == ChunkKind::Seal)
 }
 
 /// Header of a chunk; none when there is no such chunk, or a seal in its place.
-pub(super) async fn data_chunk(store: &dyn ObjectStore, name: ChunkName) -> Result<Option<ChunkIndex>, OpenError> {
-    match read_index(store, &name).await {
+pub(super) async fn data_chunk(
+    store: &dyn ObjectStore,
+    name: ChunkName,
+    keys: Option<&Keys>,
+) -> Result<Option<ChunkIndex>, OpenError> {
+    match read_index(store, &name, keys).await {
         Ok(index) if index.kind == ChunkKind::Data => Ok(Some(index)),
         Ok(_) => Ok(None),
         Err(ReadError::Missing { .. }) => Ok(None),

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use blockd::chunk::Codec;
-use blockd::manifest::{self, Durability, Manifest, VolumeState};
+use blockd::crypt::{Keys, Secret};
+use blockd::manifest::{self, Durability, Encryption, Kdf, Manifest, Seal, VolumeState};
 use blockd::store::{
     FaultPlan, FaultRates, FaultyStore, ListEntry, MemoryStore, ObjectMeta, ObjectStore, Outage, PutMode, Version,
 };
@@ -23,6 +24,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use xxhash_rust::xxh3::Xxh3Default;
+use zeroize::Zeroizing;
 
 use super::disk::SimDisk;
 use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sector_of, value_of};
@@ -112,6 +114,7 @@ pub struct World {
     owner: [u8; 16],
     now_us: u64,
     tuning: Tuning,
+    keys: Option<Keys>,
     /// Horizons claimed when the last life ended.
     durable_lsn: u64,
     stored_lsn: u64,
@@ -154,7 +157,7 @@ impl World {
         let bucket = Arc::new(MemoryStore::new());
         let durability = if rng.random_bool(0.3) { Durability::Object } else { Durability::Local };
         let codec = [Codec::None, Codec::Lz4, Codec::Zstd(1)][rng.random_range(0..3)];
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             id: VolumeId([rng.random(); 16]),
             name: NAME.into(),
             size: BLOCKS as u64 * BLOCK_SIZE,
@@ -164,7 +167,16 @@ impl World {
             state: VolumeState::Active,
             created_ms: 0,
             epochs: Vec::new(),
+            encryption: None,
+            seal: Seal::None,
         };
+        let keys = rng.random_bool(0.3).then(|| Keys::new(&rng.random()));
+        if let Some(keys) = &keys {
+            // A key file, because stretching a passphrase takes longer than a seed.
+            let secret = Secret::KeyFile(Zeroizing::new([7; 32]));
+            let wrapped = Encryption::wrap_with(keys, &secret, manifest.id, Kdf::KeyFile, rng.random());
+            manifest.encrypt(keys, wrapped);
+        }
         manifest::create(bucket.as_ref(), &manifest).await.unwrap();
         let tuning = Tuning {
             dirty_memory_bytes: [0, 64 << 10, 64 << 20][rng.random_range(0..3)],
@@ -186,6 +198,7 @@ impl World {
             owner: [rng.random(); 16],
             now_us: 1_000_000,
             tuning,
+            keys,
             durable_lsn: 0,
             stored_lsn: 0,
             recoveries: 0,
@@ -280,6 +293,9 @@ impl World {
             if self.rng.random_bool(0.01) {
                 self.rest(&mut life).await;
             }
+            if self.rng.random_bool(0.01) {
+                life.volume.set_codec([Codec::None, Codec::Lz4, Codec::Zstd(1)][self.rng.random_range(0..3)]);
+            }
             self.random_request(&mut life);
             self.step(&mut life).await;
         }
@@ -344,6 +360,7 @@ impl World {
             jitter: Arc::new(|| 0.5),
             segments_max: SEGMENTS_MAX,
             tuning: self.tuning,
+            keys: self.keys.clone(),
         };
         let disk = self.disk.clone();
         let crashed = async move {

@@ -66,7 +66,7 @@ pub(in super::super) async fn run(args: ImportArgs) -> anyhow::Result<()> {
     if args.create {
         let wanted = args.size.map_or(size.next_multiple_of(BLOCK_SIZE).max(BLOCK_SIZE), |size| size.0);
         check_fits(&args.name, size, wanted)?;
-        client.create(&args.new.request(&args.name, wanted)).await?;
+        client.create(&args.new.request(&args.name, wanted)?).await?;
     }
     match copy(&args, &daemon, format, size).await {
         Ok(summary) if args.client.json => print_json(&summary),

@@ -277,7 +277,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Negotiation<'_, S> {
     }
 
     async fn refuse_unknown(&mut self, number: u32, name: &str) -> Result<(), HandshakeError> {
-        let why = format!("no export is named {name:?}");
+        let why = self.exports.refusal(name).unwrap_or_else(|| format!("no export is named {name:?}"));
         self.refuse(number, option_reply::ERR_UNKNOWN, &why).await
     }
 

@@ -45,6 +45,10 @@ pub trait Exports: Send + Sync {
     fn list(&self) -> Vec<String>;
     /// The export of a name. The server itself takes an empty name for the only export.
     fn find(&self, name: &str) -> Option<Export>;
+    /// Why a name that is known has no export at the moment.
+    fn refusal(&self, _name: &str) -> Option<String> {
+        None
+    }
 }
 
 /// Where to listen.
