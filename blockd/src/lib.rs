@@ -17,6 +17,10 @@ pub mod admin;
 pub mod buf;
 #[cfg(feature = "engine")]
 pub mod cache;
+#[cfg(feature = "engine")]
+pub mod check;
+#[cfg(feature = "engine")]
+pub mod checkpoint;
 pub mod chunk;
 #[cfg(feature = "engine")]
 pub mod cli;
@@ -33,6 +37,8 @@ pub mod reactor;
 pub mod store;
 #[cfg(feature = "engine")]
 pub mod table;
+#[cfg(feature = "engine")]
+mod text;
 pub mod types;
 pub mod volume;
 pub mod wal;

@@ -22,6 +22,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}", get(show).delete(delete))
         .route("/v1/volumes/{name}/open", post(open))
         .route("/v1/volumes/{name}/resize", post(resize))
+        .route("/v1/volumes/{name}/rebuild", get(rebuild_progress).post(rebuild))
         .route("/metrics", get(scrape))
         .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no such path".into()) })
         .with_state(daemon)
@@ -99,6 +100,15 @@ async fn create(
 async fn open(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {
     let status = to_the_end(async move { daemon.open(&name).await }).await?;
     Ok(Json(status).into_response())
+}
+
+async fn rebuild(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {
+    let status = to_the_end(async move { daemon.rebuild(&name).await }).await?;
+    Ok(Json(status).into_response())
+}
+
+async fn rebuild_progress(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Response {
+    Json(daemon.rebuild_progress(&name)).into_response()
 }
 
 async fn resize(

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::admin::api::{CreateVolume, DaemonInfo, ErrorBody, ResizeVolume, Status, VolumeStatus};
+use crate::admin::api::{CreateVolume, DaemonInfo, ErrorBody, RebuildProgress, ResizeVolume, Status, VolumeStatus};
 
 /// Talks to the daemon on one admin socket. Every call connects anew, so a daemon that restarts does not matter.
 pub struct Client {
@@ -54,6 +54,16 @@ impl Client {
     /// Serves a volume that is not served.
     pub async fn open(&self, name: &str) -> anyhow::Result<VolumeStatus> {
         self.call(Method::POST, &format!("/v1/volumes/{name}/open"), None::<&()>).await
+    }
+
+    /// Opens a volume with a translation table made of chunk headers alone.
+    pub async fn rebuild(&self, name: &str) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/rebuild"), None::<&()>).await
+    }
+
+    /// How far that is.
+    pub async fn rebuild_progress(&self, name: &str) -> anyhow::Result<RebuildProgress> {
+        self.call(Method::GET, &format!("/v1/volumes/{name}/rebuild"), None::<&()>).await
     }
 
     /// Changes a volume's size.

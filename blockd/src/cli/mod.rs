@@ -4,11 +4,11 @@
 //! Results go to stdout, as text or with `--json` as JSON; errors go to stderr as one line that says what failed, on
 //! what, and what to do. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod check;
 mod client;
 mod confirm;
 mod serve;
 mod status;
-mod text;
 mod transfer;
 mod volume;
 
@@ -20,6 +20,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use client::Client;
+
+use crate::text;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -166,6 +168,8 @@ mod tests {
             "blockd volume list --json --data /d",
             "blockd volume show disk",
             "blockd volume open disk",
+            "blockd volume rebuild disk",
+            "blockd volume check disk --data --repair --data-dir /d --store s3://b --json",
             "blockd volume resize disk 20GiB",
             "blockd volume resize disk 1GiB --shrink",
             "blockd volume delete disk --yes --force",

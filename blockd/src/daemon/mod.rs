@@ -7,11 +7,13 @@
 mod data_dir;
 mod exports;
 mod notify;
+mod rebuild;
 mod run;
 mod signals;
 mod status;
 mod volumes;
 
 pub use data_dir::{DataDir, DataDirError};
+pub(crate) use run::store_identity;
 pub use run::{ServeOptions, run};
 pub use volumes::{Daemon, VolumeError};

@@ -104,6 +104,7 @@ pub struct Daemon {
     volumes: RwLock<BTreeMap<String, Entry>>,
     resizing: tokio::sync::Mutex<()>,
     closing: AtomicBool,
+    pub(super) rebuilds: super::rebuild::Rebuilds,
 }
 
 impl Daemon {
@@ -127,6 +128,7 @@ impl Daemon {
             volumes: RwLock::default(),
             resizing: tokio::sync::Mutex::default(),
             closing: AtomicBool::new(false),
+            rebuilds: Default::default(),
         }
     }
 
@@ -270,6 +272,7 @@ impl Daemon {
             state: manifest::VolumeState::Active,
             created_ms: unix_ms(),
             epochs: Vec::new(),
+            checkpoint: None,
         })
     }
 
@@ -324,12 +327,14 @@ impl Daemon {
                 tracing::info!(
                     volume = %name,
                     took = ?begun.elapsed(),
+                    table = ?report.table,
                     bucket_lsn = report.bucket_lsn,
                     last_lsn = report.last_lsn,
                     chunks_applied = report.chunks_applied,
                     replayed = report.replayed,
                     torn_tail = report.torn_tail,
-                    "volume open"
+                    "volume open: {}",
+                    super::rebuild::state_reached(&report, unix_ms())
                 );
                 self.share_memory().await;
                 Ok(())
@@ -360,8 +365,12 @@ impl Daemon {
                 block_cache_bytes: cache,
                 puts_max: self.config.puts_max(),
                 destage_age_us: u64::try_from(self.config.destage_age.0.as_micros()).unwrap_or(u64::MAX),
+                checkpoint_chunks: self.config.checkpoint_chunks.into(),
+                checkpoint_age_us: u64::try_from(self.config.checkpoint_age.0.as_micros()).unwrap_or(u64::MAX),
                 ..Tuning::default()
             },
+            rebuild: self.rebuilds.wanted(&manifest.name),
+            progress: self.rebuilds.progress(&manifest.name),
         };
         let (volume, report) = Volume::open(options).await?;
         let next = self.next_reactor.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
@@ -393,7 +402,8 @@ impl Daemon {
         }
         let size = request.size;
         // The manifest first: a volume must not take writes at addresses that a crash would put out of its range.
-        self.write_size(name, size)
+        let epoch = with_volume(place, |volume| volume.epoch()).await.unwrap_or(0);
+        volume::resize(self.store.as_ref(), name, epoch, size)
             .await
             .map_err(|error| VolumeError::Failed(format!("cannot resize volume {name:?}: {error}")))?;
         if with_volume(place, move |volume| volume.set_size(size)).await.is_none() {
@@ -406,16 +416,6 @@ impl Daemon {
         }
         tracing::info!(volume = %name, size = %ByteSize(size), "volume resized");
         self.show(name).await
-    }
-
-    async fn write_size(&self, name: &str, size: u64) -> Result<(), ManifestError> {
-        loop {
-            match volume::resize(self.store.as_ref(), name, size).await {
-                // A change of owner came between; the new manifest needs the new size all the same.
-                Err(ManifestError::LostRace(_)) => {}
-                other => return other,
-            }
-        }
     }
 
     /// Removes a volume from the store and all that is kept of it here.
@@ -563,7 +563,7 @@ fn check_size(size: u64) -> Result<(), VolumeError> {
     Ok(())
 }
 
-fn unix_ms() -> u64 {
+pub(super) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

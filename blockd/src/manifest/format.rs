@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::Xxh3;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::checkpoint::{self, CheckpointName, CheckpointPointer};
 use crate::chunk::Codec;
 use crate::types::{BLOCK_SIZE, Lsn, VolumeId};
 
@@ -164,6 +165,8 @@ pub struct Manifest {
     pub created_ms: u64,
     /// Its owners, oldest first.
     pub epochs: Vec<EpochStart>,
+    /// The newest durable copy of its translation table, if there is one.
+    pub checkpoint: Option<CheckpointPointer>,
 }
 
 /// Why bytes are not a manifest.
@@ -198,6 +201,21 @@ pub enum ManifestFormatError {
 }
 
 impl Manifest {
+    /// The owner that may add to the volume: the last claim that was settled.
+    pub fn settled(&self) -> Option<&EpochStart> {
+        self.epochs.iter().rev().find(|e| e.first_seq > 0)
+    }
+
+    /// The epoch in which the fresh chunk `seq` was written; 0 when nobody may have written it.
+    pub fn epoch_of(&self, seq: u64) -> u64 {
+        self.epochs.iter().rev().find(|e| e.first_seq > 0 && e.first_seq <= seq).map_or(0, |e| e.epoch)
+    }
+
+    /// Checkpoints whose objects must stay: the newest one, and later those of snapshots.
+    pub fn held_checkpoints(&self) -> Vec<CheckpointName> {
+        self.checkpoint.iter().map(|pointer| pointer.object).collect()
+    }
+
     /// Why the manifest must not be stored, if so.
     pub(super) fn problem(&self) -> Option<&'static str> {
         if super::check_name(&self.name).is_err() {
@@ -222,7 +240,7 @@ impl Manifest {
                 seq = start.first_seq;
             }
         }
-        None
+        self.checkpoint.and_then(|pointer| pointer.problem())
     }
 
     /// The object's bytes.
@@ -282,12 +300,17 @@ impl Manifest {
 
     /// The sections it has: (kind, body), by growing kind. Kinds are never reused for anything else.
     fn sections(&self) -> Vec<(u16, Vec<u8>)> {
-        Vec::new()
+        let checkpoint = self.checkpoint.map(|pointer| (checkpoint::KIND, pointer.encode()));
+        checkpoint.into_iter().collect()
     }
 
     /// Takes in what a section says; the reverse of [`Manifest::sections`].
-    fn take_section(&mut self, kind: u16, _body: &[u8]) -> Result<(), ManifestFormatError> {
-        Err(ManifestFormatError::Section(kind))
+    fn take_section(&mut self, kind: u16, body: &[u8]) -> Result<(), ManifestFormatError> {
+        match kind {
+            checkpoint::KIND => self.checkpoint = Some(CheckpointPointer::decode(body)?),
+            _ => return Err(ManifestFormatError::Section(kind)),
+        }
+        Ok(())
     }
 
     /// Parses and verifies a manifest; `bytes` is the whole object.
@@ -346,6 +369,7 @@ impl Manifest {
                     opened_ms: row.opened_ms.get(),
                 })
                 .collect(),
+            checkpoint: None,
         };
         let mut last = 0;
         while !sections.is_empty() {

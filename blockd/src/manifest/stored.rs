@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::format::{Manifest, ManifestFormatError};
+use super::format::{Manifest, ManifestFormatError, VolumeState};
 use super::name::{InvalidName, check_name};
 use crate::store::{ObjectStore, PutMode, StoreError, StoreErrorKind, Version};
 
@@ -15,6 +15,19 @@ pub enum ManifestError {
     /// Somebody else wrote it since it was read. Load it again and decide anew.
     #[error("the manifest of volume {0:?} was changed by somebody else meanwhile")]
     LostRace(String),
+    /// The writer does not own the volume any more.
+    #[error("another host took volume {name:?} over: its manifest names epoch {theirs}, this host's was {ours}")]
+    NotOwner {
+        /// The volume.
+        name: String,
+        /// The last settled epoch.
+        theirs: u64,
+        /// The epoch of the one who wanted to write.
+        ours: u64,
+    },
+    /// It is on its way out of the store.
+    #[error("volume {0:?} is being deleted")]
+    Deleting(String),
     /// A volume of this name is there already.
     #[error("a volume named {0:?} exists already; choose another name")]
     Exists(String),
@@ -67,6 +80,51 @@ pub async fn create(store: &dyn ObjectStore, manifest: &Manifest) -> Result<Vers
 pub async fn replace(store: &dyn ObjectStore, manifest: &Manifest, version: Version) -> Result<Version, ManifestError> {
     check_name(&manifest.name)?;
     put(store, manifest, PutMode::Replace(version)).await?.ok_or_else(|| ManifestError::LostRace(manifest.name.clone()))
+}
+
+/// Makes a change to the manifest of the volume `name`, on whatever stands there at the moment it takes effect: a lost
+/// race reads it again. `change` may therefore run several times and must be idempotent, and where it changes nothing,
+/// nothing is written. So an earlier attempt whose answer was lost is recognised, and after an error of the store the
+/// same call finds out. Returns the manifest as it stands then.
+pub async fn change(
+    store: &dyn ObjectStore,
+    name: &str,
+    mut change: impl FnMut(&mut Manifest) -> Result<(), ManifestError>,
+) -> Result<Manifest, ManifestError> {
+    loop {
+        let (old, version) = load(store, name).await?;
+        let mut new = old.clone();
+        change(&mut new)?;
+        if new == old {
+            return Ok(new);
+        }
+        match replace(store, &new, version).await {
+            Ok(_) => return Ok(new),
+            Err(ManifestError::LostRace(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// As [`change`], by the owner of `epoch`: refused as soon as a later one is settled.
+pub async fn update(
+    store: &dyn ObjectStore,
+    name: &str,
+    epoch: u64,
+    mut apply: impl FnMut(&mut Manifest),
+) -> Result<Manifest, ManifestError> {
+    change(store, name, |manifest| {
+        let theirs = manifest.settled().map_or(0, |e| e.epoch);
+        if theirs != epoch {
+            return Err(ManifestError::NotOwner { name: name.to_owned(), theirs, ours: epoch });
+        }
+        if manifest.state != VolumeState::Active {
+            return Err(ManifestError::Deleting(name.to_owned()));
+        }
+        apply(manifest);
+        Ok(())
+    })
+    .await
 }
 
 /// The new version, or nothing when the condition did not hold.

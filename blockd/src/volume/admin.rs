@@ -1,6 +1,7 @@
 //! Changes to volumes that are not I/O: resize and delete.
 
 use super::open::OpenError;
+use crate::checkpoint::collect;
 use crate::chunk::ChunkName;
 use crate::manifest::{self, ManifestError, VolumeState};
 use crate::store::ObjectStore;
@@ -10,22 +11,21 @@ const DELETE_BATCH: u64 = 1000;
 /// Chunks probed beyond the last one known when a volume is deleted: as many as an owner may have had on their way.
 const IN_FLIGHT_MAX: u64 = 64;
 
-/// Records a new size in bytes in the manifest; an open volume must then be told by [`super::Volume::set_size`].
-pub async fn resize(store: &dyn ObjectStore, name: &str, size: u64) -> Result<(), ManifestError> {
-    let (mut manifest, version) = manifest::load(store, name).await?;
-    manifest.size = size;
-    manifest::replace(store, &manifest, version).await.map(|_| ())
+/// Records a new size in bytes in the manifest, as the owner of `epoch`; the open volume must then be told by
+/// [`super::Volume::set_size`].
+pub async fn resize(store: &dyn ObjectStore, name: &str, epoch: u64, size: u64) -> Result<(), ManifestError> {
+    manifest::update(store, name, epoch, |manifest| manifest.size = size).await.map(|_| ())
 }
 
 /// Deletes a volume that no daemon serves: marks it, deletes its chunks, then its manifest. Interrupted, it can be
 /// called again. `progress` hears how many of how many chunks are gone.
 pub async fn delete(store: &dyn ObjectStore, name: &str, progress: impl Fn(u64, u64)) -> Result<(), OpenError> {
     let error = |e| OpenError::manifest(name, e);
-    let (mut manifest, version) = manifest::load(store, name).await.map_err(error)?;
-    if manifest.state != VolumeState::Deleting {
+    let manifest = manifest::change(store, name, |manifest| {
         manifest.state = VolumeState::Deleting;
-        manifest::replace(store, &manifest, version).await.map_err(error)?;
-    }
+        Ok(())
+    });
+    let manifest = manifest.await.map_err(error)?;
     // Every chunk and seal ever put has a name that follows from the manifest, up to those that were on their way
     // when the last owner went.
     let settled: Vec<_> = manifest.epochs.iter().filter(|e| e.first_seq > 0).collect();
@@ -48,6 +48,10 @@ pub async fn delete(store: &dyn ObjectStore, name: &str, progress: impl Fn(u64, 
             progress(until.min(total), total);
             seq = until;
         }
+    }
+    let checkpoints = collect::list(store, manifest.id).await?;
+    for batch in checkpoints.chunks(DELETE_BATCH as usize) {
+        store.delete(&batch.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>()).await?;
     }
     manifest::remove(store, name).await.map_err(error)
 }

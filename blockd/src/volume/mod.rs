@@ -13,6 +13,10 @@ mod api;
 #[cfg(feature = "engine")]
 mod block_cache;
 #[cfg(feature = "engine")]
+mod catch_up;
+#[cfg(feature = "engine")]
+mod checkpoint;
+#[cfg(feature = "engine")]
 mod destage;
 #[cfg(feature = "engine")]
 mod device;
@@ -41,11 +45,19 @@ mod write;
 pub use admin::{delete, resize};
 pub use api::*;
 #[cfg(feature = "engine")]
+pub use catch_up::{Holes, Progress, TableFrom};
+#[cfg(feature = "engine")]
+pub use checkpoint::DurableCheckpoint;
+#[cfg(feature = "engine")]
+pub(crate) use destage::OBJECT_PUTS_MAX;
+#[cfg(feature = "engine")]
 pub use engine::{Tuning, Volume, WallClock};
 #[cfg(feature = "engine")]
 pub use job::{Blocking, Jitter, JobDone};
 #[cfg(feature = "engine")]
 pub use open::{OpenError, OpenOptions, OpenReport, Parts};
+#[cfg(feature = "engine")]
+pub(crate) use own::claim;
 #[cfg(feature = "engine")]
 pub use own::{BucketState, wall_ms};
 #[cfg(feature = "engine")]

@@ -11,7 +11,7 @@ use blockd::manifest::{self, Durability, Manifest, VolumeState};
 use blockd::store::{
     FaultPlan, FaultRates, FaultyStore, ListEntry, MemoryStore, ObjectMeta, ObjectStore, Outage, PutMode, Version,
 };
-use blockd::table::{MemKv, Table};
+use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK_SIZE, VolumeId};
 use blockd::volume::{
     Blocking, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, Token, Tuning, Volume,
@@ -164,6 +164,7 @@ impl World {
             state: VolumeState::Active,
             created_ms: 0,
             epochs: Vec::new(),
+            checkpoint: None,
         };
         manifest::create(bucket.as_ref(), &manifest).await.unwrap();
         let tuning = Tuning {
@@ -172,6 +173,9 @@ impl World {
             destage_age_us: [2_000, 50_000, 5_000_000][rng.random_range(0..3)],
             puts_max: rng.random_range(1..5),
             log_depth: rng.random_range(1..4),
+            checkpoint_chunks: rng.random_range(1..12),
+            checkpoint_age_us: [20_000, 2_000_000, 600_000_000][rng.random_range(0..3)],
+            checkpoint_grace_us: [0, 1_000, 500_000][rng.random_range(0..3)],
         };
         Self {
             disk: Arc::new(SimDisk::new(SEGMENT_BYTES)),
@@ -333,11 +337,12 @@ impl World {
     async fn open(&mut self, _after: End) -> Option<Life> {
         let store =
             CrashStore { inner: FaultyStore::new(self.bucket.clone(), self.plan.clone()), disk: self.disk.clone() };
-        let table = Arc::new(Table::in_memory(self.kv.clone(), self.volume_id().await).unwrap());
         let parts = Parts {
             store: Arc::new(store),
             device: self.disk.clone(),
-            table,
+            home: TableHome::Memory(self.kv.clone()),
+            rebuild: false,
+            progress: Arc::default(),
             frame_cache: None,
             blocking: Blocking::Inline,
             wall: Arc::new(|| 0),
@@ -353,7 +358,10 @@ impl World {
         };
         let opened = tokio::select! {
             biased;
-            opened = Volume::open_parts(parts, NAME, self.owner) => opened,
+            opened = async {
+                let (manifest, _) = manifest::load(self.bucket.as_ref(), NAME).await.unwrap();
+                Volume::open_parts(parts, manifest, self.owner).await
+            } => opened,
             () = crashed => return None,
         };
         let (volume, report): (Volume, OpenReport) = match opened {
@@ -383,10 +391,6 @@ impl World {
         life.volume.advance(self.now_us);
         self.carry_out(&mut life);
         Some(life)
-    }
-
-    async fn volume_id(&self) -> VolumeId {
-        manifest::load(self.bucket.as_ref(), NAME).await.unwrap().0.id
     }
 
     /// The recovered state is a prefix of the history that contains all it must.

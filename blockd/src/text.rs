@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Bytes in the binary unit that leaves one to four digits, for instance `4 KiB` or `1.5 GiB`.
-pub(super) fn bytes(bytes: impl Figure) -> String {
+pub fn bytes(bytes: impl Figure) -> String {
     let mut value = bytes.value();
     let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"].into_iter();
     let mut unit = units.next().unwrap_or_default();
@@ -17,7 +17,7 @@ pub(super) fn bytes(bytes: impl Figure) -> String {
 }
 
 /// A count, with k, M, G for thousands, millions, milliards.
-pub(super) fn count(count: impl Figure) -> String {
+pub fn count(count: impl Figure) -> String {
     let mut value = count.value();
     let mut units = ["", "k", "M", "G", "T"].into_iter();
     let mut unit = units.next().unwrap_or_default();
@@ -36,7 +36,7 @@ fn short(value: f64) -> String {
 }
 
 /// Seconds as `0.5 s`, `12 s`, `3 m 20 s`, `2 h 5 m` or `3 d 4 h`.
-pub(super) fn seconds(seconds: f64) -> String {
+pub fn seconds(seconds: f64) -> String {
     if !seconds.is_finite() {
         return "-".into();
     }
@@ -54,7 +54,7 @@ pub(super) fn seconds(seconds: f64) -> String {
 }
 
 /// Milliseconds since 1970 as `2026-01-31 23:59:59 UTC`.
-pub(super) fn date(unix_ms: u64) -> String {
+pub fn date(unix_ms: u64) -> String {
     let seconds = unix_ms / 1000;
     let (days, time) = (seconds / 86400, seconds % 86400);
     // Days counted from 1 March of year 0, in cycles of 400 years, so that leap days come last.
@@ -70,7 +70,7 @@ pub(super) fn date(unix_ms: u64) -> String {
 }
 
 /// Numbers that are shown.
-pub(super) trait Figure {
+pub trait Figure {
     fn value(self) -> f64;
 }
 
@@ -88,13 +88,13 @@ impl Figure for u64 {
 
 /// On which side of its column a value stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Align {
+pub enum Align {
     Left,
     Right,
 }
 
 /// Columns as wide as their widest value.
-pub(super) struct Table {
+pub struct Table {
     aligns: Vec<Align>,
     rows: Vec<Vec<String>>,
 }
