@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use blockd::chunk::Codec;
-use blockd::manifest::{self, Durability, Manifest, VolumeState};
+use blockd::manifest::{self, CheckpointPointer, Durability, Manifest, VolumeState};
 use blockd::store::{
     FaultPlan, FaultRates, FaultyStore, ListEntry, MemoryStore, ObjectMeta, ObjectStore, Outage, PutMode, Version,
 };
 use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK_SIZE, VolumeId};
 use blockd::volume::{
-    Blocking, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, Token, Tuning, Volume,
+    Blocking, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, TableFrom, Token, Tuning, Volume,
     WriteData,
 };
 use bytes::Bytes;
@@ -116,6 +116,9 @@ pub struct World {
     durable_lsn: u64,
     stored_lsn: u64,
     recoveries: u32,
+    /// Whether the next opening goes by chunk headers alone, and where the table of the last one came from.
+    rebuild: bool,
+    opened_from: Option<TableFrom>,
     /// Everything the engine asked for and answered, in order.
     digest: Xxh3Default,
 }
@@ -193,6 +196,8 @@ impl World {
             durable_lsn: 0,
             stored_lsn: 0,
             recoveries: 0,
+            rebuild: false,
+            opened_from: None,
             digest: Xxh3Default::new(),
             rng,
         }
@@ -220,15 +225,83 @@ impl World {
         drop(life);
         assert_eq!(self.stored_lsn, last, "everything reaches the bucket when it can");
 
+        self.owner = [0xEE; 16];
+        let pointer = self.manifest().await.checkpoint;
+        let from = self.open_elsewhere(last, false).await;
+        assert_eq!(matches!(from, TableFrom::Checkpoint { .. }), pointer.is_some(), "{from:?} with {pointer:?}");
+        self.collect_everything().await;
+        let last = self.history.last();
+        if let Some(pointer) = self.manifest().await.checkpoint {
+            // Losing it costs time, and nothing else.
+            self.damage(&pointer).await;
+            assert_eq!(self.open_elsewhere(last, false).await, TableFrom::Headers);
+        }
+        assert_eq!(self.open_elsewhere(last, true).await, TableFrom::Headers);
+        if let Some(pointer) = self.manifest().await.checkpoint {
+            blockd::checkpoint::restore::verify(self.bucket.as_ref(), &pointer, |_| {}).await.expect("a bad one is dropped");
+        }
+        self.digest.digest()
+    }
+
+    async fn manifest(&self) -> Manifest {
+        manifest::load(self.bucket.as_ref(), NAME).await.unwrap().0
+    }
+
+    /// Opens the volume on a host that has nothing, and compares it with the history. Returns where its table came from.
+    async fn open_elsewhere(&mut self, last: u64, rebuild: bool) -> TableFrom {
         self.disk.wipe();
         self.kv = MemKv::new();
-        self.owner = [0xEE; 16];
+        self.rebuild = rebuild;
         let mut life = self.open(End::DiskLost).await.expect("the bucket alone is enough");
+        self.rebuild = false;
+        let from = self.opened_from.expect("it is open");
         let all = self.read_all(&mut life).await;
         self.check_recovered(&life, &all, End::DiskLost);
         assert_eq!(all, self.history.state(last, SECTORS));
         self.close(&mut life).await;
-        self.digest.digest()
+        from
+    }
+
+    /// An owner that writes and goes on long enough leaves nothing behind that its last checkpoint does not need.
+    async fn collect_everything(&mut self) {
+        let usual = self.tuning;
+        self.tuning = Tuning { checkpoint_chunks: 1, checkpoint_age_us: 20_000, checkpoint_grace_us: 1_000, ..usual };
+        let mut life = self.open(End::Closed).await.expect("nothing goes wrong any more");
+        let token = self.token();
+        let value = self.next_value;
+        self.next_value += 1;
+        let data: Vec<u8> = (0..SECTORS_PER_BLOCK).flat_map(|_| sector_of(value)).collect();
+        self.client.change(token, 0, SECTORS_PER_BLOCK, value, false);
+        life.volume.write(token, 0, WriteData::Copy(&data), false);
+        self.settle_down(&mut life).await;
+        for _ in 0..10_000 {
+            let manifest = self.manifest().await;
+            let reached = blockd::checkpoint::collect::reached(self.bucket.as_ref(), &manifest).await.unwrap();
+            let there = self.bucket.keys().into_iter().filter(|key| key.starts_with("checkpoints/"));
+            if there.eq(reached) && manifest.checkpoint.is_some_and(|c| c.lsn == self.history.last()) {
+                self.close(&mut life).await;
+                self.tuning = usual;
+                return;
+            }
+            self.let_pass(&mut life, Duration::from_millis(2), 20_000).await;
+        }
+        panic!("garbage stays: {:?}", self.bucket.keys());
+    }
+
+    /// Spoils one object of a checkpoint.
+    async fn damage(&mut self, pointer: &CheckpointPointer) {
+        let checkpoint = blockd::checkpoint::restore::fetch_checkpoint(self.bucket.as_ref(), pointer).await.unwrap();
+        let keys: Vec<String> = checkpoint.keys().collect();
+        let key = &keys[self.rng.random_range(0..keys.len())];
+        let (object, _) = self.bucket.get(key).await.unwrap();
+        if self.rng.random_bool(0.5) {
+            let mut spoilt = object.to_vec();
+            let at = self.rng.random_range(0..spoilt.len());
+            spoilt[at] ^= 1 << self.rng.random_range(0..8);
+            self.bucket.tamper(key, spoilt.into());
+        } else {
+            self.bucket.delete(std::slice::from_ref(key)).await.unwrap();
+        }
     }
 
     fn faults(&mut self) -> FaultRates {
@@ -341,7 +414,7 @@ impl World {
             store: Arc::new(store),
             device: self.disk.clone(),
             home: TableHome::Memory(self.kv.clone()),
-            rebuild: false,
+            rebuild: self.rebuild,
             progress: Arc::default(),
             frame_cache: None,
             blocking: Blocking::Inline,
@@ -377,6 +450,8 @@ impl World {
             }
         };
         tracing::info!(?report, "opened");
+        self.opened_from = Some(report.table);
+        self.digest.update(format!("{:?}", report.table).as_bytes());
         self.history.truncate(report.last_lsn);
         let (sender, done) = mpsc::unbounded_channel();
         let mut life = Life {
