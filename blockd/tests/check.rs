@@ -137,7 +137,14 @@ fn damage_of_every_kind_is_found() {
     let live = &chunks[3];
     case.with(live, gone, || assert_eq!(case.found(&[]), one("chunk-missing", live)));
     case.with(live, flip(0.0), || assert_eq!(case.found(&[]), one("chunk-damaged", live)));
-    case.with(live, |bytes| { bytes.pop(); true }, || assert_eq!(case.found(&[]), one("chunk-damaged", live)));
+    case.with(
+        live,
+        |bytes| {
+            bytes.pop();
+            true
+        },
+        || assert_eq!(case.found(&[]), one("chunk-damaged", live)),
+    );
     // A byte of its payload is found only by who reads it.
     case.with(live, flip(0.9), || {
         assert_eq!(case.found(&[]), []);
@@ -154,7 +161,14 @@ fn damage_of_every_kind_is_found() {
         pieces: vec![Piece::Data { lba: 4000, data: AlignedBuf::zeroed(4096).into() }],
     };
     let other = draft.encode().unwrap().bytes;
-    case.with(live, |bytes| { *bytes = other.to_vec(); true }, || assert_eq!(case.found(&[]), one("chunk-disagrees", live)));
+    case.with(
+        live,
+        |bytes| {
+            *bytes = other.to_vec();
+            true
+        },
+        || assert_eq!(case.found(&[]), one("chunk-disagrees", live)),
+    );
 
     // Each object of the checkpoint.
     for key in case.keys("checkpoints") {
@@ -220,7 +234,8 @@ fn what_is_safe_is_repaired() {
     case.shadow.check_all(&mut daemon.attach("disk"));
     // While it is served a check reads, and repairs nothing.
     assert_eq!(case.found(&[]), []);
-    let refused = program().args(["volume", "check", "disk", "--repair", "--data-dir"]).arg(case.data()).output().unwrap();
+    let refused =
+        program().args(["volume", "check", "disk", "--repair", "--data-dir"]).arg(case.data()).output().unwrap();
     assert!(String::from_utf8_lossy(&refused.stderr).contains("uses it"), "{refused:?}");
     assert_eq!(refused.status.code(), Some(1));
 }

@@ -228,7 +228,8 @@ fn a_damaged_checkpoint_is_made_up_for_by_headers_or_named() {
     // Without a chunk that would have made up for it the volume does not open, and says what to do.
     let manifest = std::fs::read(&store.files("volumes")[0]).unwrap();
     let chunks = store.files("chunks");
-    let missing = chunks.iter().find(|path| path.to_string_lossy().ends_with("0000000000000001-0000000000000002")).unwrap();
+    let missing =
+        chunks.iter().find(|path| path.to_string_lossy().ends_with("0000000000000001-0000000000000002")).unwrap();
     let kept = std::fs::read(missing).unwrap();
     std::fs::remove_file(missing).unwrap();
     let data = tempfile::tempdir().unwrap();

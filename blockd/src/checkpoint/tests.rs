@@ -38,12 +38,16 @@ fn checkpoint() -> Checkpoint {
         lsn: 10_000,
         relocated: 4,
         made_ms: 1_700_000_000_000,
-        files: vec![object(12, 1 << 25), object(15, 4096), TableFile {
-            name: "CURRENT".into(),
-            size: 16,
-            sum: 1,
-            content: Content::Inline(b"MANIFEST-000004\n".to_vec()),
-        }],
+        files: vec![
+            object(12, 1 << 25),
+            object(15, 4096),
+            TableFile {
+                name: "CURRENT".into(),
+                size: 16,
+                sum: 1,
+                content: Content::Inline(b"MANIFEST-000004\n".to_vec()),
+            },
+        ],
     }
 }
 
@@ -145,9 +149,12 @@ fn keeper(current: Option<CheckpointPointer>) -> Keeper {
     Keeper::new(NAME, VOLUME, 1, current, None)
 }
 
-async fn make(keeper: &mut Keeper, store: &dyn ObjectStore, table: &Arc<Table>) -> (CheckpointPointer, u64, Vec<String>) {
-    let ask =
-        Ask { store, table, blocking: Blocking::Inline, budget_bytes: None, now_ms: 7, stop: &|| false };
+async fn make(
+    keeper: &mut Keeper,
+    store: &dyn ObjectStore,
+    table: &Arc<Table>,
+) -> (CheckpointPointer, u64, Vec<String>) {
+    let ask = Ask { store, table, blocking: Blocking::Inline, budget_bytes: None, now_ms: 7, stop: &|| false };
     match keeper.make(ask).await.unwrap() {
         Made::Durable { pointer, sent_bytes, garbage } => (pointer, sent_bytes, garbage),
         other => panic!("{other:?}"),
@@ -238,7 +245,8 @@ async fn damage_is_found_and_the_table_that_is_there_stays() {
         bad[middle] ^= 1;
         for spoilt in [Bytes::from(bad), object.slice(..object.len() - 1)] {
             store.tamper(&key, spoilt);
-            let error = restore::restore(&store, &dir(there.path()), VOLUME, &pointer, Blocking::Inline).await.unwrap_err();
+            let error =
+                restore::restore(&store, &dir(there.path()), VOLUME, &pointer, Blocking::Inline).await.unwrap_err();
             assert!(error.is_damage() && error.to_string().contains(&key), "{error}");
             assert!(restore::verify(&store, &pointer, |_| {}).await.unwrap_err().is_damage());
         }
@@ -268,7 +276,14 @@ async fn who_lost_the_volume_points_to_nothing_any_more() {
     .await
     .unwrap();
     table.apply(&chunk(2, 50..60)).unwrap();
-    let ask = Ask { store: &store, table: &table, blocking: Blocking::Inline, budget_bytes: None, now_ms: 8, stop: &|| false };
+    let ask = Ask {
+        store: &store,
+        table: &table,
+        blocking: Blocking::Inline,
+        budget_bytes: None,
+        now_ms: 8,
+        stop: &|| false,
+    };
     let refused = old.make(ask).await.unwrap_err();
     assert!(matches!(refused, CheckpointError::Manifest(manifest::ManifestError::NotOwner { .. })), "{refused}");
     assert_eq!(current(&store).await, Some(pointer));

@@ -32,7 +32,7 @@ pub use kv::{FrozenFile, FrozenFiles};
 pub use leaf::Target;
 pub use lookup::{ChunkDirectory, Mapped};
 pub use memory::MemKv;
-pub use simulate::simulate;
+pub use simulate::{random_chunk, simulate};
 pub use table::{FrozenTable, Table, TableStats};
 
 /// How far the chunk sequence has been applied. Zeroes mean: nothing yet.

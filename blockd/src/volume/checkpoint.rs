@@ -41,6 +41,34 @@ pub struct DurableCheckpoint {
     pub at_us: u64,
 }
 
+/// What decides, beside time, whether a checkpoint is due.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckpointRule {
+    /// Changes of the table since the last one.
+    pub changes: u64,
+    /// Bytes destaged for them.
+    pub bytes: u64,
+    /// The last estimate of what one costs that was too much, in bytes.
+    pub cost: u64,
+}
+
+impl CheckpointRule {
+    /// What it may cost, in bytes.
+    fn affordable(&self) -> u64 {
+        self.bytes / COST_PART + COST_FREE
+    }
+
+    /// Whether one is due after so many changes, whatever the time: then what it may cost, which is no matter when it is
+    /// forced.
+    pub fn due(&self, changes: u64) -> Option<Option<u64>> {
+        match () {
+            () if self.changes >= changes * FORCE_CHANGES => Some(None),
+            () if self.changes >= changes && self.cost <= self.affordable() => Some(Some(self.affordable())),
+            () => None,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Checkpoints {
@@ -48,15 +76,11 @@ pub(super) struct Checkpoints {
     /// `durable` is from before this process and has not met the clock yet.
     unstamped: bool,
     running: bool,
-    /// Changes of the table since the last one, and bytes destaged for them.
-    changes: u64,
-    bytes: u64,
-    /// The same since the one that is being made was begun.
+    rule: CheckpointRule,
+    /// Changes and bytes since the one that is being made was begun.
     newer: (u64, u64),
     /// When the first of the changes was seen.
     since_us: Option<u64>,
-    /// The last estimate of what a checkpoint costs that was too much.
-    cost: u64,
     retry_us: u64,
     pause_us: u64,
     /// Keys to delete and when, in order of time.
@@ -73,13 +97,9 @@ impl Checkpoints {
             at_us: 0,
         });
         self.unstamped = true;
-        self.changes = state.seq.saturating_sub(pointer.map_or(0, |pointer| pointer.seq));
+        self.rule.changes = state.seq.saturating_sub(pointer.map_or(0, |pointer| pointer.seq));
         // A guess, on the low side.
-        self.bytes = self.changes * (chunk_bytes / 4);
-    }
-
-    fn affordable(&self) -> u64 {
-        self.bytes / COST_PART + COST_FREE
+        self.rule.bytes = self.rule.changes * (chunk_bytes / 4);
     }
 }
 
@@ -93,8 +113,8 @@ impl Volume {
     /// The table changed by something of which `stored_bytes` went to the bucket.
     pub(super) fn table_changed(&mut self, stored_bytes: u64) {
         let c = &mut self.checkpoints;
-        c.changes += 1;
-        c.bytes += stored_bytes;
+        c.rule.changes += 1;
+        c.rule.bytes += stored_bytes;
         c.newer.0 += 1;
         c.newer.1 += stored_bytes;
     }
@@ -102,11 +122,11 @@ impl Volume {
     /// When the next checkpoint is due, and whether it is forced by then.
     fn checkpoint_due(&self) -> Option<(u64, bool)> {
         let c = &self.checkpoints;
-        if c.running || c.changes == 0 || self.state != State::Open || self.failed.is_some() {
+        if c.running || c.rule.changes == 0 || self.state != State::Open || self.failed.is_some() {
             return None;
         }
         let since = c.since_us.unwrap_or(self.now_us);
-        let at = |changes: u64, age: u64| if c.changes >= changes { 0 } else { since.saturating_add(age) };
+        let at = |changes: u64, age: u64| if c.rule.changes >= changes { 0 } else { since.saturating_add(age) };
         let (changes, age) = (self.tuning.checkpoint_chunks.max(1), self.tuning.checkpoint_age_us);
         let usual = at(changes, age);
         // The first one makes the difference between all headers and few.
@@ -114,7 +134,7 @@ impl Volume {
             None => usual,
             Some(_) => at(changes * FORCE_CHANGES, age.saturating_mul(FORCE_AGE)),
         };
-        let cheap = if c.cost <= c.affordable() { usual } else { u64::MAX };
+        let cheap = if c.rule.cost <= c.rule.affordable() { usual } else { u64::MAX };
         let due = cheap.min(forced).max(c.retry_us);
         Some((due, forced <= due))
     }
@@ -139,7 +159,7 @@ impl Volume {
         {
             durable.at_us = now;
         }
-        if c.changes > 0 {
+        if c.rule.changes > 0 {
             c.since_us.get_or_insert(now);
         }
         if let Some((due, forced)) = self.checkpoint_due()
@@ -148,7 +168,7 @@ impl Volume {
             let c = &mut self.checkpoints;
             c.running = true;
             c.newer = (0, 0);
-            let budget = (!forced).then(|| c.affordable());
+            let budget = (!forced).then(|| c.rule.affordable());
             self.spawn(self.backend.clone().checkpoint(budget, (self.wall)()));
         }
         if self.may_collect()
@@ -168,9 +188,10 @@ impl Volume {
             Ok(Made::Durable { pointer, sent_bytes, garbage }) => {
                 let position = Applied { seq: pointer.seq, lsn: pointer.lsn };
                 c.durable = Some(DurableCheckpoint { position, relocated: pointer.relocated, at_us: now });
-                (c.changes, c.bytes) = c.newer;
-                c.since_us = (c.changes > 0).then_some(now);
-                (c.cost, c.pause_us, c.retry_us) = (0, 0, 0);
+                let (changes, bytes) = c.newer;
+                c.rule = CheckpointRule { changes, bytes, cost: 0 };
+                c.since_us = (changes > 0).then_some(now);
+                (c.pause_us, c.retry_us) = (0, 0);
                 if !garbage.is_empty() {
                     c.garbage.push_back((now + grace, garbage));
                 }
@@ -179,7 +200,7 @@ impl Volume {
                 self.stats.checkpoint_made_ms = pointer.made_ms;
                 tracing::debug!(volume = %self.name, seq = pointer.seq, sent_bytes, "checkpoint durable");
             }
-            Ok(Made::TooDear { bytes }) => c.cost = bytes,
+            Ok(Made::TooDear { bytes }) => c.rule.cost = bytes,
             Err(CheckpointError::Manifest(error @ ManifestError::NotOwner { .. })) => {
                 self.stop(Stopped::Fenced(error.to_string()));
             }
@@ -212,7 +233,7 @@ impl Volume {
     /// What an orderly end may spend on a checkpoint, if there is anything to copy.
     pub(super) fn closing_checkpoint(&self) -> Option<u64> {
         let c = &self.checkpoints;
-        (c.changes > 0 && !c.running && self.failed.is_none()).then(|| c.affordable())
+        (c.rule.changes > 0 && !c.running && self.failed.is_none()).then(|| c.rule.affordable())
     }
 }
 

@@ -47,7 +47,7 @@ pub use api::*;
 #[cfg(feature = "engine")]
 pub use catch_up::{Holes, Progress, TableFrom};
 #[cfg(feature = "engine")]
-pub use checkpoint::DurableCheckpoint;
+pub use checkpoint::{CheckpointRule, DurableCheckpoint};
 #[cfg(feature = "engine")]
 pub(crate) use destage::OBJECT_PUTS_MAX;
 #[cfg(feature = "engine")]

@@ -14,8 +14,8 @@ use blockd::store::{
 use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK_SIZE, VolumeId};
 use blockd::volume::{
-    Blocking, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, TableFrom, Token, Tuning, Volume,
-    WriteData,
+    Blocking, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, TableFrom, Token,
+    Tuning, Volume, WriteData,
 };
 use bytes::Bytes;
 use rand::rngs::SmallRng;
@@ -238,7 +238,9 @@ impl World {
         }
         assert_eq!(self.open_elsewhere(last, true).await, TableFrom::Headers);
         if let Some(pointer) = self.manifest().await.checkpoint {
-            blockd::checkpoint::restore::verify(self.bucket.as_ref(), &pointer, |_| {}).await.expect("a bad one is dropped");
+            blockd::checkpoint::restore::verify(self.bucket.as_ref(), &pointer, |_| {})
+                .await
+                .expect("a bad one is dropped");
         }
         self.digest.digest()
     }
