@@ -14,6 +14,10 @@ enum Command {
     Nbd(bench::nbd::Args),
     /// The load generator alone, on an NBD server that runs already.
     Load(bench::drive::Args),
+    /// Opening a volume with a large table on a host that has nothing of it.
+    Open(bench::open::OpenArgs),
+    /// What checkpoints of the table cost under random 4 KiB writes.
+    Checkpoint(bench::open::CostArgs),
     /// Turn JSON files of other commands into Markdown on standard output.
     Render {
         /// What was written with --json.
@@ -36,6 +40,8 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Nbd(args) => bench::nbd::run(&args),
         Command::Load(args) => bench::drive::run(&args),
+        Command::Open(args) => bench::open::open(&args),
+        Command::Checkpoint(args) => bench::open::cost(&args),
         Command::Render { files } => {
             let mut cases = Vec::new();
             for file in &files {

@@ -17,6 +17,10 @@ pub mod admin;
 pub mod buf;
 #[cfg(feature = "engine")]
 pub mod cache;
+#[cfg(feature = "engine")]
+pub mod check;
+#[cfg(feature = "engine")]
+pub mod checkpoint;
 pub mod chunk;
 #[cfg(feature = "engine")]
 pub mod cli;

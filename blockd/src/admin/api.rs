@@ -345,6 +345,17 @@ pub struct ResizeVolume {
     pub shrink: bool,
 }
 
+/// `GET /v1/volumes/NAME/rebuild`: how far it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RebuildProgress {
+    /// Whether one is under way.
+    pub running: bool,
+    /// Chunk headers read.
+    pub headers: u64,
+    /// Of how many; 0 while that is not known.
+    pub of: u64,
+}
+
 /// Query of `DELETE /v1/volumes/NAME`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -31,6 +31,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}/unlock", post(unlock))
         .route("/v1/volumes/{name}/key", post(change_key))
         .route("/v1/volumes/{name}/set", post(set))
+        .route("/v1/volumes/{name}/rebuild", get(rebuild_progress).post(rebuild))
         .route("/metrics", get(scrape))
         .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no such path".into()) })
         .with_state(daemon)
@@ -142,6 +143,15 @@ async fn export_stranded(
 async fn discard_stranded(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {
     let status = to_the_end(async move { daemon.discard_stranded(&name).await }).await?;
     Ok(Json(status).into_response())
+}
+
+async fn rebuild(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {
+    let status = to_the_end(async move { daemon.rebuild(&name).await }).await?;
+    Ok(Json(status).into_response())
+}
+
+async fn rebuild_progress(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Response {
+    Json(daemon.rebuild_progress(&name)).into_response()
 }
 
 async fn resize(

@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::admin::api::{
-    ChangeKey, CreateVolume, DaemonInfo, ErrorBody, ExportStranded, ExportedStranded, ResizeVolume, SetVolume, Status,
-    StrandedStatus, UnlockVolume, VolumeStatus,
+    ChangeKey, CreateVolume, DaemonInfo, ErrorBody, ExportStranded, ExportedStranded, RebuildProgress, ResizeVolume,
+    SetVolume, Status, StrandedStatus, UnlockVolume, VolumeStatus,
 };
 
 /// Talks to the daemon on one admin socket. Every call connects anew, so a daemon that restarts does not matter.
@@ -77,6 +77,16 @@ impl Client {
     /// Sets stranded writes aside.
     pub async fn discard_stranded(&self, name: &str) -> anyhow::Result<StrandedStatus> {
         self.call(Method::POST, &format!("/v1/volumes/{name}/stranded/discard"), None::<&()>).await
+    }
+
+    /// Opens a volume with a translation table made of chunk headers alone.
+    pub async fn rebuild(&self, name: &str) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/rebuild"), None::<&()>).await
+    }
+
+    /// How far that is.
+    pub async fn rebuild_progress(&self, name: &str) -> anyhow::Result<RebuildProgress> {
+        self.call(Method::GET, &format!("/v1/volumes/{name}/rebuild"), None::<&()>).await
     }
 
     /// Changes a volume's size.

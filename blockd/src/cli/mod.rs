@@ -4,6 +4,7 @@
 //! Results go to stdout, as text or with `--json` as JSON; errors go to stderr as one line that says what failed, on
 //! what, and what to do. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod check;
 mod client;
 mod confirm;
 mod ownership;
@@ -184,6 +185,8 @@ mod tests {
             "blockd volume stranded export disk copy.raw --apply --epoch 3",
             "blockd volume stranded discard disk --yes",
             "blockd serve --lease 30s --release-on-stop",
+            "blockd volume rebuild disk",
+            "blockd volume check disk --data --repair --data-dir /d --store s3://b --json",
             "blockd volume resize disk 20GiB",
             "blockd volume resize disk 1GiB --shrink",
             "blockd volume delete disk --yes --force",

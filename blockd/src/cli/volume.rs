@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::text::{Align, Table, bytes, date};
-use super::{ClientArgs, confirm, ownership, print, print_json, secret, transfer};
+use super::text::{Align, Table, bytes, date, seconds};
+use super::{ClientArgs, check, confirm, ownership, print, print_json, secret, transfer};
 use crate::admin::api::{
     ChangeKey, CreateVolume, ResizeVolume, SecretText, SetVolume, UnlockVolume, VolumeInfo, VolumeState, VolumeStatus,
 };
 use crate::chunk::Codec;
 use crate::config::ByteSize;
 use crate::manifest::{self, Durability};
+use crate::volume::VolumeStats;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum VolumeCommand {
@@ -37,6 +38,10 @@ pub(super) enum VolumeCommand {
     Unlock(UnlockArgs),
     /// Change the passphrase or key file of an encrypted volume, without rewriting its data
     Passwd(PasswdArgs),
+    /// Make the translation table of a volume that does not open anew, from the headers of its chunks alone
+    Rebuild(NameArgs),
+    /// Verify a volume in the bucket: manifest, checkpoint, table, chunks; works without the daemon
+    Check(check::CheckArgs),
     /// Remove a volume and all its data
     #[command(alias = "rm")]
     Delete(DeleteArgs),
@@ -255,6 +260,9 @@ pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
         VolumeCommand::Open(args) => ownership::open(args).await,
         VolumeCommand::Release(args) => ownership::release(args).await,
         VolumeCommand::Stranded(command) => ownership::stranded(command).await,
+        VolumeCommand::Rebuild(args) => rebuild(args).await,
+        // Boxed: the layout of so deep a future is too much for the compiler.
+        VolumeCommand::Check(args) => Box::pin(check::run(args)).await,
         VolumeCommand::Resize(args) => {
             let request = ResizeVolume { size: args.size.0, shrink: args.shrink };
             let volume = args.client.client().resize(&args.name, &request).await?;
@@ -308,6 +316,26 @@ async fn passwd(args: PasswdArgs) -> anyhow::Result<()> {
     let request = ChangeKey { old: old.as_ref().map(SecretText::from), new: (&new).into() };
     let volume = client.change_key(name, &request).await?;
     said(&args.client, &volume, &format!("volume {name} is unlocked by the new {} from now on\n", new.what()))
+}
+
+async fn rebuild(args: NameArgs) -> anyhow::Result<()> {
+    let client = args.client.client();
+    let bar = transfer::count_bar("headers", args.client.json);
+    let watch = async {
+        loop {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            if let Ok(progress) = client.rebuild_progress(&args.name).await {
+                bar.set_length(progress.of);
+                bar.set_position(progress.headers);
+            }
+        }
+    };
+    let volume = tokio::select! {
+        volume = client.rebuild(&args.name) => volume,
+        () = watch => unreachable!("it goes on for ever"),
+    };
+    bar.finish_and_clear();
+    said(&args.client, &volume?, &format!("volume {} was rebuilt from its chunks and is open\n", args.name))
 }
 
 async fn delete(args: DeleteArgs) -> anyhow::Result<()> {
@@ -384,8 +412,33 @@ fn details(volume: &VolumeStatus) -> String {
     }
     lines.extend(info.notice.iter().map(|notice| ("notice", notice.clone())));
     lines.extend(info.error.iter().map(|error| ("error", error.clone())));
+    if let Some(stats) = &volume.stats {
+        lines.push(("opened", opened(stats)));
+        lines.push(("checkpoint", checkpoint(stats)));
+    }
     lines.extend(volume.uris.iter().map(|uri| ("attach", uri.clone())));
     lines.iter().map(|(label, value)| format!("{label:<11} {value}\n")).collect()
+}
+
+/// The state that opening found.
+fn opened(stats: &VolumeStats) -> String {
+    let at = date(stats.opened_ms);
+    match (stats.opened_lsn, stats.opened_written_ms) {
+        (0, _) => format!("{at}, empty"),
+        (lsn, 0) => format!("{at}, at LSN {lsn}"),
+        (lsn, written) => {
+            let ago = seconds(stats.opened_ms.saturating_sub(written) as f64 / 1000.0);
+            format!("{at}, at LSN {lsn}, written at {} ({ago} before)", date(written))
+        }
+    }
+}
+
+fn checkpoint(stats: &VolumeStats) -> String {
+    match (stats.checkpoint_seq, stats.checkpoint_made_ms) {
+        (0, _) => "none yet".to_owned(),
+        (seq, 0) => format!("at chunk {seq}, LSN {}", stats.checkpoint_lsn),
+        (seq, made) => format!("at chunk {seq}, LSN {}, made {}", stats.checkpoint_lsn, date(made)),
+    }
 }
 
 #[cfg(test)]

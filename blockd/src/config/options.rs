@@ -111,6 +111,21 @@ pub struct Config {
     #[arg(long, value_name = "SIZE", default_value = "16MiB", help_heading = "Destaging")]
     pub chunk_size: ByteSize,
 
+    /// Chunks after which a copy of the translation table goes to the bucket, so that another host need not read the
+    /// headers of all of them
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "256",
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = "Destaging"
+    )]
+    pub checkpoint_chunks: u32,
+
+    /// Time after which it goes there if anything changed
+    #[arg(long, value_name = "TIME", default_value = "10m", help_heading = "Destaging")]
+    pub checkpoint_age: Interval,
+
     /// Memory for writes that are not in the bucket yet, all volumes together; beyond it they are read from the log
     /// [default: a 16th of the memory]
     #[arg(long, value_name = "SIZE", help_heading = "Memory and caches")]

@@ -13,7 +13,7 @@ use crate::types::VolumeId;
 
 /// Why there are no keys for a volume. It is then locked.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum KeyError {
+pub enum KeyError {
     /// The file that the configuration names.
     #[error("volume {name:?} is locked: {source}")]
     Secret {
@@ -31,7 +31,7 @@ pub(super) enum KeyError {
 }
 
 /// Keys that were unlocked, in memory only, and the files that can unlock more.
-pub(super) struct KeyRing {
+pub struct KeyRing {
     sources: BTreeMap<String, Source>,
     held: Mutex<BTreeMap<VolumeId, Keys>>,
 }
@@ -43,6 +43,7 @@ enum Source {
 }
 
 impl KeyRing {
+    /// With the files that `config` names.
     pub fn new(config: &Config) -> Self {
         let keys = config.key_file.iter().map(|f| (f.volume.clone(), Source::KeyFile(f.path.clone())));
         let texts = config.passphrase_file.iter().map(|f| (f.volume.clone(), Source::PassphraseFile(f.path.clone())));
@@ -59,10 +60,12 @@ impl KeyRing {
         self.held.lock().expect("no code panics while it holds this lock").get(&id).cloned()
     }
 
+    /// Keeps keys that were unlocked.
     pub fn hold(&self, id: VolumeId, keys: Keys) {
         self.held.lock().expect("no code panics while it holds this lock").insert(id, keys);
     }
 
+    /// Forgets the keys of a volume that is gone.
     pub fn forget(&self, id: VolumeId) {
         self.held.lock().expect("no code panics while it holds this lock").remove(&id);
     }

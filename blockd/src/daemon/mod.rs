@@ -9,6 +9,7 @@ mod exports;
 mod hold;
 mod keys;
 mod notify;
+mod rebuild;
 mod release;
 mod run;
 mod signals;
@@ -17,5 +18,7 @@ mod stranded;
 mod volumes;
 
 pub use data_dir::{DataDir, DataDirError};
+pub use keys::{KeyError, KeyRing};
+pub(crate) use run::store_identity;
 pub use run::{ServeOptions, run};
 pub use volumes::{Daemon, VolumeError};

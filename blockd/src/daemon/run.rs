@@ -213,7 +213,7 @@ async fn open_frame_cache(config: &Config, data: &DataDir) -> anyhow::Result<Opt
 
 /// How the data directory remembers its store. A directory inside it is remembered by its place there, so that both
 /// can be moved together.
-fn store_identity(config: &Config) -> String {
+pub(crate) fn store_identity(config: &Config) -> String {
     let store = config.store_config();
     let inside = store.url.strip_prefix("dir:").and_then(|dir| Path::new(dir).strip_prefix(&config.data).ok());
     match (inside, store.endpoint) {

@@ -164,6 +164,7 @@ pub struct Daemon {
     volumes: RwLock<BTreeMap<String, Entry>>,
     pub(super) resizing: tokio::sync::Mutex<()>,
     closing: AtomicBool,
+    pub(super) rebuilds: super::rebuild::Rebuilds,
 }
 
 impl Daemon {
@@ -188,6 +189,7 @@ impl Daemon {
             volumes: RwLock::default(),
             resizing: tokio::sync::Mutex::default(),
             closing: AtomicBool::new(false),
+            rebuilds: Default::default(),
         }
     }
 
@@ -332,6 +334,7 @@ impl Daemon {
             created_ms: unix_ms(),
             epochs: Vec::new(),
             encryption: None,
+            checkpoint: None,
             seal: manifest::Seal::None,
         })
     }
@@ -426,12 +429,14 @@ impl Daemon {
                 tracing::info!(
                     volume = %name,
                     took = ?begun.elapsed(),
+                    table = ?report.table,
                     bucket_lsn = report.bucket_lsn,
                     last_lsn = report.last_lsn,
                     chunks_applied = report.chunks_applied,
                     replayed = report.replayed,
                     torn_tail = report.torn_tail,
-                    "volume open"
+                    "volume open: {}",
+                    super::rebuild::state_reached(&report, unix_ms())
                 );
                 self.share_memory().await;
                 Ok(())
@@ -603,9 +608,13 @@ impl Daemon {
                 block_cache_bytes: cache,
                 puts_max: self.config.puts_max(),
                 destage_age_us: u64::try_from(self.config.destage_age.0.as_micros()).unwrap_or(u64::MAX),
+                checkpoint_chunks: self.config.checkpoint_chunks.into(),
+                checkpoint_age_us: u64::try_from(self.config.checkpoint_age.0.as_micros()).unwrap_or(u64::MAX),
                 ..Tuning::default()
             },
             keys,
+            rebuild: self.rebuilds.wanted(&manifest.name),
+            progress: self.rebuilds.progress(&manifest.name),
         };
         let (mut volume, report) = Volume::open(options).await?;
         match hold.grant().await {
@@ -993,7 +1002,7 @@ fn check_size(size: u64) -> Result<(), VolumeError> {
     Ok(())
 }
 
-fn unix_ms() -> u64 {
+pub(super) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::checkpoint::{self, CheckpointName, CheckpointPointer};
 use super::encryption::{self, Encryption};
 use super::seal::{self, Seal};
 use crate::chunk::Codec;
@@ -168,6 +169,8 @@ pub struct Manifest {
     pub epochs: Vec<EpochStart>,
     /// How its data key is wrapped, if it is encrypted.
     pub encryption: Option<Encryption>,
+    /// The newest durable copy of its translation table, if there is one.
+    pub checkpoint: Option<CheckpointPointer>,
     /// What proves that the owner of that key wrote it.
     pub seal: Seal,
 }
@@ -209,6 +212,16 @@ impl Manifest {
         self.epochs.iter().rev().find(|e| e.first_seq > 0)
     }
 
+    /// The epoch in which the fresh chunk `seq` was written; 0 when nobody may have written it.
+    pub fn epoch_of(&self, seq: u64) -> u64 {
+        self.epochs.iter().rev().find(|e| e.first_seq > 0 && e.first_seq <= seq).map_or(0, |e| e.epoch)
+    }
+
+    /// Checkpoints whose objects must stay: the newest one, and later those of snapshots.
+    pub fn held_checkpoints(&self) -> Vec<CheckpointName> {
+        self.checkpoint.iter().map(|pointer| pointer.object).collect()
+    }
+
     /// Why the manifest must not be stored, if so.
     pub(super) fn problem(&self) -> Option<&'static str> {
         if super::check_name(&self.name).is_err() {
@@ -236,7 +249,7 @@ impl Manifest {
                 seq = start.first_seq;
             }
         }
-        None
+        self.checkpoint.and_then(|pointer| pointer.problem())
     }
 
     /// The object's bytes.
@@ -320,6 +333,7 @@ impl Manifest {
     fn sections(&self) -> Vec<(u16, Vec<u8>)> {
         let mut sections = Vec::new();
         sections.extend(self.encryption.as_ref().map(|section| (encryption::KIND, section.encode())));
+        sections.extend(self.checkpoint.map(|pointer| (checkpoint::KIND, pointer.encode())));
         sections
     }
 
@@ -327,6 +341,7 @@ impl Manifest {
     fn take_section(&mut self, kind: u16, body: &[u8]) -> Result<(), ManifestFormatError> {
         match kind {
             encryption::KIND => self.encryption = Some(Encryption::decode(body)?),
+            checkpoint::KIND => self.checkpoint = Some(CheckpointPointer::decode(body)?),
             seal::KIND => {
                 let tag = body.try_into();
                 let tag = tag.map_err(|_| ManifestFormatError::Invalid("its signature has a wrong length"))?;
@@ -394,6 +409,7 @@ impl Manifest {
                 })
                 .collect(),
             encryption: None,
+            checkpoint: None,
             seal: Seal::None,
         };
         let mut last = 0;

@@ -1,11 +1,13 @@
 //! The manifest: a volume's small root object, the only one ever replaced, always by compare-and-swap.
 //!
-//! [`format`] knows the bytes (pure, total on foreign input), `stored` the conditional requests.
+//! [`format`] knows the bytes (pure, total on foreign input), `stored` the conditional requests; what only some volumes
+//! have stands in sections with a file each, as `checkpoint`.
 //!
 //! What must hold: a manifest is never written but on the version it was read as; what a manifest says of epochs only
 //! grows; the manifest of an encrypted volume is only believed, and only changed, by who has its key (`seal`, `lock`).
 //! Byte table: `docs/format.md`.
 
+mod checkpoint;
 mod encryption;
 pub mod format;
 #[cfg(feature = "engine")]
@@ -15,6 +17,7 @@ mod seal;
 #[cfg(feature = "engine")]
 mod stored;
 
+pub use checkpoint::{CheckpointName, CheckpointPointer};
 pub use encryption::{Encryption, Kdf};
 pub use format::{Durability, EpochStart, Manifest, ManifestFormatError, UnknownDurability, VolumeState};
 #[cfg(feature = "engine")]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::format::{Manifest, ManifestFormatError};
+use super::format::{Manifest, ManifestFormatError, VolumeState};
 use super::lock::LockError;
 use super::name::{InvalidName, check_name};
 use crate::crypt::Keys;
@@ -42,6 +42,9 @@ pub enum ManifestError {
         /// What is wrong with it.
         source: ManifestFormatError,
     },
+    /// It is on its way out of the store.
+    #[error("volume {0:?} is being deleted")]
+    Deleting(String),
     /// A change that only its owner may make.
     #[error("another host has volume {0:?} now; `blockd volume show {0}` says which")]
     NotOwner(String),
@@ -114,8 +117,10 @@ pub async fn open(
     Ok((manifest, version))
 }
 
-/// Changes the manifest of the volume `name`, whoever else changes it at the same time, and returns it. `apply` may be
-/// called more than once. Nothing is written when it changes nothing, or fails.
+/// Makes a change to the manifest of the volume `name`, on whatever stands there at the moment it takes effect: a lost
+/// race reads it again. `apply` may therefore run several times and must be idempotent, and where it changes nothing,
+/// nothing is written. So an earlier attempt whose answer was lost is recognised, and after an error of the store the
+/// same call finds out. Returns the manifest as it stands then.
 pub async fn change(
     store: &dyn ObjectStore,
     name: &str,
@@ -148,6 +153,9 @@ pub async fn update(
     change(store, name, keys, |manifest| {
         if manifest.settled().is_none_or(|last| last.epoch != epoch) {
             return Err(ManifestError::NotOwner(name.to_owned()));
+        }
+        if manifest.state != VolumeState::Active {
+            return Err(ManifestError::Deleting(name.to_owned()));
         }
         apply(manifest);
         Ok(())

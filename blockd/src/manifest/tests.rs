@@ -24,6 +24,7 @@ fn manifest() -> Manifest {
             EpochStart { epoch: 3, first_seq: 0, first_lsn: 0, owner: [0xbb; 16], opened_ms: 1_700_000_000_002 },
         ],
         encryption: None,
+        checkpoint: None,
         seal: Seal::None,
     }
 }
@@ -33,6 +34,53 @@ fn the_golden_manifest_reads_and_is_written_the_same() {
     crate::chunk::testing::golden("manifest-v2.bin", &manifest().encode(), true, |bytes| {
         assert_eq!(Manifest::decode(bytes), Ok(manifest()));
     });
+}
+
+fn pointer() -> CheckpointPointer {
+    let object = CheckpointName { volume: VolumeId(*b"0123456789abcdef"), epoch: 1, number: 7 };
+    CheckpointPointer { object, seq: 256, lsn: 9_000, relocated: 3, bytes: 5 << 20, made_ms: 1_700_000_000_003 }
+}
+
+#[test]
+fn the_golden_manifest_with_a_checkpoint_reads_and_is_written_the_same() {
+    let manifest = Manifest { checkpoint: Some(pointer()), ..manifest() };
+    crate::chunk::testing::golden("manifest-v2-checkpoint.bin", &manifest.encode(), true, |bytes| {
+        assert_eq!(Manifest::decode(bytes), Ok(manifest.clone()));
+    });
+}
+
+#[test]
+fn names_of_checkpoint_objects_parse_back() {
+    let name = pointer().object;
+    assert_eq!(name.key(), "checkpoints/30313233343536373839616263646566/0000000000000001-0000000000000007.ckpt");
+    for key in [name.key(), name.file_key()] {
+        assert_eq!(CheckpointName::parse(&key), Some(name));
+        assert!(key.starts_with(&CheckpointName::prefix(name.volume)));
+        assert_eq!(CheckpointName::parse(&key.to_uppercase()), None);
+        assert_eq!(CheckpointName::parse(&key[..key.len() - 1]), None);
+    }
+}
+
+#[tokio::test]
+async fn owners_change_it_and_only_they() {
+    let store = TestStore::default();
+    create(&store, &manifest()).await.unwrap();
+    let grown = update(&store, "disk-1", 1, None, |m| m.size = 2 << 40).await.unwrap();
+    assert_eq!((grown.size, load(&store, "disk-1").await.unwrap().0), (2 << 40, grown.clone()));
+    // The same again changes nothing, so nothing is written.
+    let version = load(&store, "disk-1").await.unwrap().1;
+    assert_eq!(update(&store, "disk-1", 1, None, |m| m.size = 2 << 40).await.unwrap(), grown);
+    assert_eq!(load(&store, "disk-1").await.unwrap().1, version);
+    // A claim that is not settled takes nothing away; one that is does.
+    change(&store, "disk-1", None, |m| {
+        (m.epochs[1].first_seq, m.epochs[1].first_lsn) = (9, 9);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let refused = update(&store, "disk-1", 1, None, |m| m.size = 1 << 40).await;
+    assert!(matches!(refused, Err(ManifestError::NotOwner(_))), "{refused:?}");
+    assert_eq!(load(&store, "disk-1").await.unwrap().0.size, 2 << 40);
 }
 
 #[test]
@@ -83,6 +131,7 @@ proptest! {
         chunk_bytes: u32,
         deleting: bool,
         created_ms: u64,
+        checkpoint: bool,
         epochs in prop::collection::vec((1u64..100, any::<bool>(), 0u64..50, any::<[u8; 16]>()), 0..20),
     ) {
         let (mut epoch, mut seq) = (0, 1);
@@ -107,6 +156,7 @@ proptest! {
                 }
             }).collect(),
             encryption: None,
+            checkpoint: checkpoint.then(|| CheckpointPointer { lsn: created_ms, ..pointer() }),
             seal: Seal::None,
         };
         prop_assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));

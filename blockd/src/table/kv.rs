@@ -1,5 +1,7 @@
 //! What the table needs of an ordered key-value store.
 
+use std::io;
+
 /// One change.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
@@ -44,4 +46,27 @@ pub(super) trait Kv: Send + Sync {
     fn scan(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()>;
     /// Memory held for cached and unwritten data, and bytes of files.
     fn usage(&self) -> (u64, u64);
+    /// A copy of all that was written so far, as files that stay as they are until it is dropped.
+    fn freeze(&self) -> io::Result<Box<dyn FrozenFiles>>;
+    /// About the bytes that a copy made now would have in lasting files that `known` (name, length) does not know.
+    fn unknown_bytes(&self, known: &dyn Fn(&str, u64) -> bool) -> u64;
+}
+
+/// A file of a frozen copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrozenFile {
+    /// Its name within the copy.
+    pub name: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Later copies of the same store have a file of this name only if it is this one. Others are small and change.
+    pub lasting: bool,
+}
+
+/// The files of a frozen copy.
+pub trait FrozenFiles: Send + Sync {
+    /// What there is.
+    fn files(&self) -> Vec<FrozenFile>;
+    /// The content of one.
+    fn read(&self, name: &str) -> io::Result<Vec<u8>>;
 }

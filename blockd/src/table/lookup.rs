@@ -79,6 +79,30 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Shows every run of mapped blocks, in address order, until `visit` says false. Spans of allocated zeroes kept as
+    /// such are not among them.
+    pub fn each_run(&self, mut visit: impl FnMut(Mapped) -> bool) -> Result<(), TableError> {
+        let mut damaged = None;
+        self.kv
+            .scan(&key::leaf(0), &key::leaf(u64::MAX), &mut |k, value| {
+                let leaf = key::number(k).unwrap_or(0);
+                match decode_leaf(leaf, value) {
+                    Ok(found) => found.runs().iter().all(|run| {
+                        let lba = leaf * LEAF_BLOCKS + u64::from(run.start);
+                        visit(Mapped { lba, blocks: run.blocks.into(), target: run.target })
+                    }),
+                    Err(error) => {
+                        damaged = Some(error);
+                        false
+                    }
+                }
+            })
+            .map_err(|source| TableError::Engine { op: "scanning", source })?;
+        damaged.map_or(Ok(()), Err)
+    }
+}
+
 /// Appends what `value`, the stored form of `leaf`, says of the blocks from `lba` to `end`.
 fn add_leaf(found: &mut Vec<Mapped>, leaf: u64, value: Option<Vec<u8>>, lba: Lba, end: Lba) -> Result<(), TableError> {
     let base = leaf * LEAF_BLOCKS;

@@ -2,7 +2,8 @@
 //!
 //! A cache of what the chunks say, never the truth: it can be thrown away and rebuilt from their headers. [`Table`]
 //! applies one chunk per atomic batch ([`apply`]) and answers reads with one point lookup per 64 blocks ([`lookup`]).
-//! [`leaf`] and [`key`] know the bytes, [`rocks`] and [`memory`] keep them.
+//! [`leaf`] and [`key`] know the bytes, [`rocks`] and [`memory`] keep them, [`home`] opens a volume's table and replaces
+//! it by a copy.
 //!
 //! What must hold: the applied position travels in the same batch as the mappings, so that after a crash, which loses
 //! everything since the last [`Table::persist`] or less, the table is exact for some prefix of the chunk sequence and
@@ -14,6 +15,7 @@ use crate::types::{Lsn, VolumeId};
 
 mod allocations;
 mod apply;
+mod home;
 pub mod key;
 mod kv;
 pub mod leaf;
@@ -25,11 +27,13 @@ mod spans;
 #[allow(clippy::module_inception)] // the noun of this folder
 mod table;
 
+pub use home::{Stage, TableHome};
+pub use kv::{FrozenFile, FrozenFiles};
 pub use leaf::Target;
 pub use lookup::{ChunkDirectory, Mapped};
 pub use memory::MemKv;
-pub use simulate::simulate;
-pub use table::{Table, TableStats};
+pub use simulate::{random_chunk, simulate};
+pub use table::{FrozenTable, Table, TableStats};
 
 /// How far the chunk sequence has been applied. Zeroes mean: nothing yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +86,9 @@ pub enum TableError {
         /// The database's words.
         source: rocksdb::Error,
     },
+    /// Its files cannot be copied or replaced.
+    #[error("the translation table's files: {0}")]
+    Files(std::io::Error),
     /// An entry that makes no sense.
     #[error("the translation table is damaged: {0} (move its directory away: it is rebuilt from the bucket)")]
     Damaged(String),

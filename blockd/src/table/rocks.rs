@@ -1,14 +1,16 @@
 //! The table's RocksDB: options that bound its memory, threads and files.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DBCompressionType,
     FlushOptions, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
 };
 
 use super::key::NumberKey;
-use super::kv::{Batch, Change, Kv, Result};
+use super::kv::{Batch, Change, FrozenFile, FrozenFiles, Kv, Result};
 
 const FAMILY: &str = "default";
 
@@ -17,6 +19,8 @@ pub(super) struct Rocks {
     db: rocksdb::DB,
     cache: Cache,
     write: WriteOptions,
+    /// Where a frozen copy goes.
+    copy: PathBuf,
 }
 
 impl Rocks {
@@ -30,7 +34,7 @@ impl Rocks {
         )?;
         let mut write = WriteOptions::default();
         write.disable_wal(true);
-        Ok(Self { db, cache, write })
+        Ok(Self { db, cache, write, copy: path.with_extension("checkpoint") })
     }
 
     fn family(&self) -> &ColumnFamily {
@@ -78,7 +82,8 @@ fn options(cache: &Cache, memory_bytes: usize) -> Options {
     options.set_log_level(LogLevel::Warn);
     options.set_max_log_file_size(1 << 20);
     options.set_keep_log_file_num(2);
-    options.set_max_manifest_file_size(16 << 20);
+    // Part of every checkpoint.
+    options.set_max_manifest_file_size(1 << 20);
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
     options
@@ -135,5 +140,61 @@ impl Kv for Rocks {
     fn usage(&self) -> (u64, u64) {
         let files = self.db.property_int_value("rocksdb.total-sst-files-size").ok().flatten().unwrap_or(0);
         (self.cache.get_usage() as u64, files)
+    }
+
+    fn freeze(&self) -> io::Result<Box<dyn FrozenFiles>> {
+        remove_dir(&self.copy)?;
+        let copy = Copy { dir: self.copy.clone() };
+        Checkpoint::new(&self.db).and_then(|c| c.create_checkpoint(&copy.dir)).map_err(io::Error::other)?;
+        Ok(Box::new(copy))
+    }
+
+    fn unknown_bytes(&self, known: &dyn Fn(&str, u64) -> bool) -> u64 {
+        let files = self.db.live_files().unwrap_or_default();
+        let unknown = files.iter().filter(|file| !known(file.name.trim_start_matches('/'), file.size as u64));
+        // What is not in files yet shrinks by about half when it gets there: keys repeat, and it is compressed.
+        let unwritten = self.db.property_int_value("rocksdb.cur-size-all-mem-tables").ok().flatten().unwrap_or(0);
+        unknown.map(|file| file.size as u64).sum::<u64>() + unwritten / 2
+    }
+}
+
+/// The files of a RocksDB checkpoint, most of them links to the database's own. Removed when dropped.
+struct Copy {
+    dir: PathBuf,
+}
+
+impl FrozenFiles for Copy {
+    fn files(&self) -> Vec<FrozenFile> {
+        let mut files: Vec<FrozenFile> = std::fs::read_dir(&self.dir)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let name = entry.file_name().into_string().ok()?;
+                // Numbers of files only grow within a database, and a table file is never changed.
+                Some(FrozenFile { size: entry.metadata().ok()?.len(), lasting: name.ends_with(".sst"), name })
+            })
+            .collect();
+        files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        files
+    }
+
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        std::fs::read(self.dir.join(name))
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        // What stays is removed before the next copy is made.
+        let _ = remove_dir(&self.dir);
+    }
+}
+
+/// Removes a directory that need not be there.
+pub(super) fn remove_dir(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }

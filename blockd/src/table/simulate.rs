@@ -1,5 +1,7 @@
 //! Filling a table as months of random writes would, in seconds; for benchmarks.
 
+use std::collections::BTreeSet;
+
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -7,7 +9,8 @@ use super::kv::Batch;
 use super::leaf::{LEAF_BLOCKS, Leaf, Run, Target};
 use super::table::Table;
 use super::{Applied, TableError, key};
-use crate::chunk::{FrameDirectory, FrameEncoding};
+use crate::chunk::{ChunkExtent, ChunkIndex, ChunkKind, ChunkName, ExtentKind, FrameDirectory, FrameEncoding};
+use crate::types::VolumeId;
 
 /// Blocks per simulated chunk: 16 MiB.
 const CHUNK_BLOCKS: u16 = 4096;
@@ -68,4 +71,33 @@ pub fn simulate(table: &Table, volume_blocks: u64, mappings: u64, seed: u64) -> 
     write(batch)?;
     *applied = position;
     Ok(position)
+}
+
+/// The header of a full chunk of 16 MiB that random 4 KiB writes over `volume_blocks` made, the `seq`th of the volume.
+pub fn random_chunk(volume: VolumeId, epoch: u64, seq: u64, volume_blocks: u64, rng: &mut SmallRng) -> ChunkIndex {
+    let mut lbas = BTreeSet::new();
+    while lbas.len() < usize::from(CHUNK_BLOCKS) {
+        lbas.insert(rng.random_range(0..volume_blocks));
+    }
+    let mut extents: Vec<ChunkExtent> = Vec::new();
+    for (index, lba) in (0..).zip(lbas) {
+        match extents.last_mut() {
+            Some(last) if last.lba + last.blocks == lba => last.blocks += 1,
+            _ => extents.push(ChunkExtent { lba, blocks: 1, kind: ExtentKind::Data { index } }),
+        }
+    }
+    let mut frames = FrameDirectory::new(70_000);
+    for _ in 0..CHUNK_BLOCKS / u16::from(FRAME_BLOCKS) {
+        frames.push(u32::from(FRAME_BLOCKS) * 4096, FRAME_BLOCKS, FrameEncoding::Raw, rng.random());
+    }
+    let lsn = seq * u64::from(CHUNK_BLOCKS);
+    ChunkIndex {
+        name: ChunkName { volume, epoch, seq },
+        kind: ChunkKind::Data,
+        first_lsn: lsn,
+        last_lsn: lsn + u64::from(CHUNK_BLOCKS) - 1,
+        created_ms: 0,
+        extents,
+        frames,
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::kv::{Batch, Kv};
+use super::kv::{Batch, FrozenFiles, Kv};
 use super::lookup::ChunkDirectory;
 use super::memory::MemKv;
 use super::rocks::Rocks;
@@ -35,6 +35,14 @@ pub struct TableStats {
     pub directory_bytes: u64,
     /// Files, in bytes.
     pub file_bytes: u64,
+}
+
+/// See [`Table::freeze`].
+pub struct FrozenTable {
+    /// The position it is a copy of.
+    pub applied: Applied,
+    /// Its files.
+    pub files: Box<dyn FrozenFiles>,
 }
 
 #[derive(Clone)]
@@ -130,6 +138,20 @@ impl Table {
     /// Makes everything applied so far survive a crash. Blocks for a flush of up to a few MiB.
     pub fn persist(&self) -> Result<(), TableError> {
         self.kv.persist().map_err(|source| TableError::Engine { op: "flushing", source })
+    }
+
+    /// A copy of the table at the position it returns, as files that stay as they are until it is dropped. Applying waits
+    /// for a moment: most of what must be written for it is written before.
+    pub fn freeze(&self) -> Result<FrozenTable, TableError> {
+        self.persist()?;
+        let applied = self.lock_applied();
+        let files = self.kv.freeze().map_err(TableError::Files)?;
+        Ok(FrozenTable { applied: *applied, files })
+    }
+
+    /// About the bytes of lasting files in a copy made now that `known` (name, length) does not know.
+    pub fn unknown_bytes(&self, known: &dyn Fn(&str, u64) -> bool) -> u64 {
+        self.kv.unknown_bytes(known)
     }
 
     /// Sizes for status and metrics.

@@ -1,6 +1,7 @@
 //! Changes to volumes that are not I/O: resize and delete.
 
 use super::open::OpenError;
+use crate::checkpoint::collect;
 use crate::chunk::ChunkName;
 use crate::crypt::Keys;
 use crate::lease;
@@ -35,14 +36,22 @@ pub async fn delete(
     progress: impl Fn(u64, u64),
 ) -> Result<(), OpenError> {
     let error = |e| OpenError::manifest(name, e);
-    let (mut manifest, version) = manifest::load(store, name).await.map_err(error)?;
-    if manifest.state != VolumeState::Deleting {
+    // Deleting is the one change that needs no key.
+    let manifest = loop {
+        let (mut manifest, version) = manifest::load(store, name).await.map_err(error)?;
+        if manifest.state == VolumeState::Deleting {
+            break manifest;
+        }
         if manifest.epochs.last().map_or(0, |last| last.epoch) != last_epoch {
             return Err(error(ManifestError::NotOwner(name.to_owned())));
         }
         manifest.state = VolumeState::Deleting;
-        manifest::replace(store, &manifest, version).await.map_err(error)?;
-    }
+        match manifest::replace(store, &manifest, version).await {
+            Ok(_) => break manifest,
+            Err(ManifestError::LostRace(_)) => {}
+            Err(e) => return Err(error(e)),
+        }
+    };
     // Every chunk and seal ever put has a name that follows from the manifest, up to those that were on their way
     // when the last owner went.
     let settled: Vec<_> = manifest.epochs.iter().filter(|e| e.first_seq > 0).collect();
@@ -66,6 +75,10 @@ pub async fn delete(
             progress(until.min(total), total);
             seq = until;
         }
+    }
+    let checkpoints = collect::list(store, manifest.id).await?;
+    for batch in checkpoints.chunks(DELETE_BATCH as usize) {
+        store.delete(&batch.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>()).await?;
     }
     // Somebody else may have finished this deletion long ago, and made a new volume of the name.
     match manifest::load(store, name).await {

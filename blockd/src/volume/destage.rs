@@ -21,7 +21,7 @@ const PURGE_STEP: usize = 256;
 /// Most records in one chunk.
 const CHUNK_RECORDS_MAX: usize = 32_768;
 /// Chunks on their way at once when flushes wait for the bucket; the most there may ever be.
-pub(super) const OBJECT_PUTS_MAX: usize = 16;
+pub(crate) const OBJECT_PUTS_MAX: usize = 16;
 /// Extents up to this many blocks stay in the block cache when they leave the dirty map; streams would only flush it.
 const CACHEABLE_BLOCKS: u64 = 16;
 
@@ -248,6 +248,7 @@ impl Volume {
         let Some(chunk) = self.destage.chunks.pop_front() else { return };
         assert!(chunk.seq == seq, "chunks are applied in order");
         if let Some(index) = chunk.stored {
+            self.table_changed(index.object_len());
             self.destage.purges.push_back(Purge { index, next: 0 });
         }
         self.apply_next();

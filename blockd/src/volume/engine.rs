@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::api::{Completion, Effect, IoError, LogIo, Outcome, Token};
 use super::block_cache::BlockCache;
+use super::checkpoint::Checkpoints;
 use super::destage::Destage;
 use super::dirty::DirtyMap;
 use super::job::{Backend, Done, JobDone, Stopped};
@@ -35,6 +36,12 @@ pub struct Tuning {
     pub puts_max: usize,
     /// Log writes on their way to the device at once while little is waiting.
     pub log_depth: usize,
+    /// The table is copied to the bucket after so many chunks.
+    pub checkpoint_chunks: u64,
+    /// Or, if anything changed, after this long, in microseconds.
+    pub checkpoint_age_us: u64,
+    /// What a checkpoint made superfluous is kept this long for who may be reading it, in microseconds.
+    pub checkpoint_grace_us: u64,
 }
 
 impl Default for Tuning {
@@ -45,6 +52,9 @@ impl Default for Tuning {
             destage_age_us: 5_000_000,
             puts_max: 4,
             log_depth: 2,
+            checkpoint_chunks: 256,
+            checkpoint_age_us: 600_000_000,
+            checkpoint_grace_us: 300_000_000,
         }
     }
 }
@@ -113,6 +123,7 @@ pub struct Volume {
     pub(super) eager: super::flush::Eager,
     pub(super) stats: VolumeStats,
     pub(super) rate: Rate,
+    pub(super) checkpoints: Checkpoints,
 }
 
 /// How far an orderly shutdown has come.
@@ -267,6 +278,7 @@ impl Volume {
         self.log.spill(self.tuning.dirty_memory_bytes);
         self.want_segment();
         self.record_idle_horizon();
+        self.checkpoint_some();
         self.drain();
     }
 
@@ -283,6 +295,9 @@ impl Volume {
             earlier(at);
         }
         if let Some(at) = self.destage_deadline() {
+            earlier(at);
+        }
+        if let Some(at) = self.checkpoint_deadline() {
             earlier(at);
         }
         if let Some((_, at)) = &self.no_segment
@@ -424,6 +439,8 @@ impl Volume {
                     }
                 }
             }
+            Done::Checkpoint { result } => self.checkpoint_made(result),
+            Done::Collected { keys, result } => self.garbage_collected(keys, result),
             Done::Persisted => {
                 if let State::Draining { persisting, .. } = &mut self.state {
                     *persisting = false;
@@ -485,7 +502,7 @@ impl Volume {
                 // Proves to the next recovery that the log ends here and everything before was durable.
                 self.log.seal(self.now_us, (self.wall)(), true, &mut self.log_ios);
                 self.state = State::Draining { horizon_written: true, persisting: true };
-                self.spawn(self.backend.clone().persist());
+                self.spawn(self.backend.clone().persist(self.closing_checkpoint(), (self.wall)()));
                 return;
             }
         }
@@ -529,6 +546,8 @@ impl Volume {
             log_dead: self.log.dead().map(|r| r.to_string()),
             fenced: self.failed.as_ref().map(|r| r.to_string()),
             suspended: self.gate.is_shut(),
+            checkpoint_seq: self.checkpointed().map_or(0, |c| c.position.seq),
+            checkpoint_lsn: self.checkpointed().map_or(0, |c| c.position.lsn),
             ..self.stats.clone()
         }
     }

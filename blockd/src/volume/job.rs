@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::api::{Allocation, ExtentStatus, Token};
 use super::dirty::{DirtyMap, Source};
 use crate::buf::Slice;
+use crate::checkpoint::{CheckpointError, Made};
 use crate::chunk::{BlockReader, Chunk, ChunkDraft, ChunkIndex, ChunkName, Codec, Piece, ReadError};
 use crate::crypt::Keys;
 use crate::store::{ObjectStore, PutMode, StoreErrorKind};
@@ -38,6 +39,8 @@ pub(super) enum Done {
     Segment { segment: u32, result: io::Result<()> },
     Extents { token: Token, result: Result<Vec<ExtentStatus>, Arc<str>> },
     Persisted,
+    Checkpoint { result: Result<Made, CheckpointError> },
+    Collected { keys: Vec<String>, result: Result<usize, CheckpointError> },
 }
 
 /// Why a chunk will not be stored by this process.
@@ -95,7 +98,7 @@ pub enum Blocking {
 }
 
 impl Blocking {
-    async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> T {
         match self {
             Blocking::Inline => work(),
             Blocking::Threads => match tokio::task::spawn_blocking(work).await {
@@ -106,11 +109,8 @@ impl Blocking {
     }
 
     /// As [`Blocking::run`], but what clients wait for goes first: a thread of lower priority, for work of milliseconds.
-    /// Fails, with a text, when there can be no more threads.
-    async fn run_behind<T: Send + 'static>(
-        self,
-        work: impl FnOnce() -> Result<T, String> + Send + 'static,
-    ) -> Result<T, String> {
+    /// Fails when there can be no more threads.
+    pub(crate) async fn run_low<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         let (answer, result) = tokio::sync::oneshot::channel();
         let work = move || {
             // Whoever asked may be gone.
@@ -120,15 +120,22 @@ impl Blocking {
             Blocking::Inline => work(),
             Blocking::Threads => {
                 let thread = std::thread::Builder::new().name("destage".to_owned());
-                let spawned = thread.spawn(move || {
+                thread.spawn(move || {
                     // SAFETY: no pointers; a thread may always lower its own priority. 0 stands for the caller.
                     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, DESTAGE_NICE) };
                     work();
-                });
-                spawned.map_err(|e| format!("no thread for it: {e}"))?;
+                })?;
             }
         }
-        result.await.expect("a panic ends the process")
+        Ok(result.await.expect("a panic ends the process"))
+    }
+
+    /// As [`Blocking::run_low`], for work that fails with a text.
+    async fn run_behind<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        self.run_low(work).await.unwrap_or_else(|e| Err(format!("no thread for it: {e}")))
     }
 }
 
@@ -137,6 +144,7 @@ impl Blocking {
 pub(super) struct Backend {
     pub store: Arc<dyn ObjectStore>,
     pub table: Arc<Table>,
+    pub keeper: super::checkpoint::SharedKeeper,
     pub reader: Arc<BlockReader>,
     pub device: Arc<dyn LogDevice>,
     pub blocking: Blocking,
@@ -161,6 +169,14 @@ impl Closing {
 
     fn is_set(&self) -> bool {
         self.flag.load(Ordering::Acquire)
+    }
+
+    /// Waits for the closing.
+    pub async fn wait(&self) {
+        let wake = self.wake.notified();
+        if !self.is_set() {
+            wake.await;
+        }
     }
 
     /// Sleeps, but not past the closing. Returns whether the volume closes.
@@ -386,15 +402,6 @@ impl Backend {
             })
             .await;
         Done::Extents { token, result }
-    }
-
-    /// Writes the translation table to its files.
-    pub async fn persist(self) -> Done {
-        let table = self.table.clone();
-        if let Err(e) = self.blocking.run(move || table.persist()).await {
-            tracing::warn!("cannot persist the translation table; the next start reads more chunk headers: {e}");
-        }
-        Done::Persisted
     }
 
     /// Makes a log segment.

@@ -13,6 +13,10 @@ mod api;
 #[cfg(feature = "engine")]
 mod block_cache;
 #[cfg(feature = "engine")]
+mod catch_up;
+#[cfg(feature = "engine")]
+mod checkpoint;
+#[cfg(feature = "engine")]
 mod destage;
 #[cfg(feature = "engine")]
 mod device;
@@ -45,6 +49,12 @@ mod write;
 pub use admin::{delete, resize};
 pub use api::*;
 #[cfg(feature = "engine")]
+pub use catch_up::{Holes, Progress, TableFrom};
+#[cfg(feature = "engine")]
+pub use checkpoint::{CheckpointRule, DurableCheckpoint};
+#[cfg(feature = "engine")]
+pub(crate) use destage::OBJECT_PUTS_MAX;
+#[cfg(feature = "engine")]
 pub use engine::{Tuning, Volume, WallClock};
 #[cfg(feature = "engine")]
 pub use job::{Blocking, Jitter, JobDone};
@@ -52,6 +62,8 @@ pub use job::{Blocking, Jitter, JobDone};
 pub use open::{OpenError, OpenOptions, OpenReport, Parts};
 #[cfg(feature = "engine")]
 pub use own::{BucketState, wall_ms};
+#[cfg(feature = "engine")]
+pub(crate) use own::{Claimant, claim};
 #[cfg(feature = "engine")]
 pub use stats::VolumeStats;
 #[cfg(feature = "engine")]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::block_cache::BlockCache;
+use super::catch_up::{CatchUp, Holes, Progress, TableFrom};
 use super::destage::Destage;
 use super::dirty::{DirtyMap, Source};
 use super::engine::{State, Tuning, Volume, WallClock};
@@ -14,13 +15,14 @@ use super::own::{self, Claim};
 use super::stats::VolumeStats;
 use super::stranded::Stranded;
 use crate::cache::FrameCache;
-use crate::chunk::{BlockReader, ChunkName, ReadError};
+use crate::checkpoint::{CheckpointError, Keeper};
+use crate::chunk::{BlockReader, ReadError};
 use crate::crypt::Keys;
 use crate::lease::LeaseError;
-use crate::manifest::{Manifest, ManifestError};
+use crate::manifest::{self, Manifest, ManifestError};
 use crate::store::{ObjectStore, StoreError};
-use crate::table::{Table, TableError};
-use crate::types::{Lsn, VolumeId};
+use crate::table::{Table, TableError, TableHome};
+use crate::types::Lsn;
 use crate::wal::device::{FileLog, LogDevice};
 use crate::wal::format::RecordKind;
 use crate::wal::scan::{Recovered, ScanError, scan};
@@ -54,6 +56,33 @@ pub enum OpenError {
         "{0} is missing from the bucket although this host stored it; restore the bucket before opening the volume"
     )]
     Missing(String),
+    /// Neither the checkpoint nor the headers it stands for are to be had.
+    #[error(
+        "volume {name} cannot be opened: {checkpoint}, and {missing}, which could make up for it, is missing from the \
+         bucket as well; restore one of them, or try `blockd volume rebuild {name}`, which goes by the chunks there are"
+    )]
+    CheckpointLost {
+        /// Which volume.
+        name: String,
+        /// What is wrong with the checkpoint.
+        checkpoint: String,
+        /// The first chunk that is missing.
+        missing: String,
+    },
+    /// A rebuild has not all it needs.
+    #[error(
+        "volume {name} cannot be rebuilt from its chunks: of its history, chunks {holes} are missing from the bucket; \
+         restore them, or the checkpoint"
+    )]
+    Holes {
+        /// Which volume.
+        name: String,
+        /// What is missing.
+        holes: Holes,
+    },
+    /// The checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The bucket lost a chunk.
     #[error(
         "{missing} is missing from the bucket, although {later}, stored after it, is there; restore it before opening the \
@@ -103,7 +132,9 @@ impl OpenError {
         match self {
             Self::Manifest { source, .. } => source.is_transient(),
             Self::Lease(source) => source.is_transient(),
-            Self::Store(error) | Self::Chunk(ReadError::Store(error)) => error.is_transient(),
+            Self::Store(error)
+            | Self::Chunk(ReadError::Store(error))
+            | Self::Checkpoint(CheckpointError::Store(error)) => error.is_transient(),
             _ => false,
         }
     }
@@ -114,7 +145,10 @@ impl OpenError {
     }
 
     pub(super) fn manifest(name: &str, source: ManifestError) -> Self {
-        Self::Manifest { name: name.to_owned(), source }
+        match source {
+            ManifestError::Deleting(name) => Self::Deleting(name),
+            source => Self::Manifest { name: name.to_owned(), source },
+        }
     }
 }
 
@@ -142,6 +176,10 @@ pub struct OpenOptions {
     pub tuning: Tuning,
     /// Its keys, if it is encrypted.
     pub keys: Option<Keys>,
+    /// Make the translation table of the chunk headers alone, whatever table and checkpoint there are.
+    pub rebuild: bool,
+    /// Hears how far it is.
+    pub progress: Arc<Progress>,
 }
 
 /// What opening found.
@@ -149,6 +187,10 @@ pub struct OpenOptions {
 pub struct OpenReport {
     /// The manifest.
     pub manifest: Manifest,
+    /// Where the translation table came from.
+    pub table: TableFrom,
+    /// When the newest write of the state served was logged or destaged, Unix time in milliseconds; 0 where nothing says.
+    pub written_ms: u64,
     /// Chunk headers read to bring the table up to date.
     pub chunks_applied: u64,
     /// Last LSN in the bucket.
@@ -167,8 +209,12 @@ pub struct Parts {
     pub store: Arc<dyn ObjectStore>,
     /// The log.
     pub device: Arc<dyn LogDevice>,
-    /// The translation table.
-    pub table: Arc<Table>,
+    /// Where the translation table lives.
+    pub home: TableHome,
+    /// Make it of the chunk headers alone, whatever table and checkpoint there are.
+    pub rebuild: bool,
+    /// Hears how far opening is.
+    pub progress: Arc<Progress>,
     /// The frame cache, if any.
     pub frame_cache: Option<FrameCache>,
     /// Where heavy work runs.
@@ -189,22 +235,18 @@ impl Volume {
     /// Opens a volume for writing in this process: claims the next epoch, brings the table up to the bucket's state
     /// and replays the log over it.
     pub async fn open(options: OpenOptions) -> Result<(Volume, OpenReport), OpenError> {
-        let (manifest, _) = crate::manifest::load(options.store.as_ref(), &options.name)
+        let (dir, segment_bytes) = (options.dir.clone(), options.segment_bytes);
+        let (manifest, _) = manifest::open(options.store.as_ref(), &options.name, options.keys.as_ref())
             .await
             .map_err(|e| OpenError::manifest(&options.name, e))?;
-        let id = manifest.id;
-        let (dir, segment_bytes, memory) = (options.dir.clone(), options.segment_bytes, options.table_memory_bytes);
-        let (device, table) = tokio::task::spawn_blocking(move || -> Result<_, OpenError> {
-            let device = FileLog::open(&dir.join("wal"), segment_bytes)?;
-            let table = open_table(&dir, memory, id)?;
-            Ok((Arc::new(device), Arc::new(table)))
-        })
-        .await
-        .map_err(io::Error::other)??;
+        let device = tokio::task::spawn_blocking(move || FileLog::open(&dir.join("wal"), segment_bytes));
+        let device = Arc::new(device.await.map_err(io::Error::other)??);
         let parts = Parts {
             store: options.store,
             device,
-            table,
+            home: TableHome::Dir { dir: options.dir, memory_bytes: options.table_memory_bytes },
+            rebuild: options.rebuild,
+            progress: options.progress,
             frame_cache: options.frame_cache,
             blocking: Blocking::Threads,
             wall: Arc::new(own::wall_ms),
@@ -213,33 +255,41 @@ impl Volume {
             tuning: options.tuning,
             keys: options.keys,
         };
-        Self::open_expecting(parts, &options.name, options.owner, Some(options.last_epoch)).await
+        Self::open_expecting(parts, manifest, options.owner, Some(options.last_epoch)).await
     }
 
-    /// As [`Volume::open`], with every dependency given.
-    pub async fn open_parts(parts: Parts, name: &str, owner: [u8; 16]) -> Result<(Volume, OpenReport), OpenError> {
-        Self::open_expecting(parts, name, owner, None).await
+    /// As [`Volume::open`], with every dependency given. `manifest` was read just now.
+    pub async fn open_parts(
+        parts: Parts,
+        manifest: Manifest,
+        owner: [u8; 16],
+    ) -> Result<(Volume, OpenReport), OpenError> {
+        Self::open_expecting(parts, manifest, owner, None).await
     }
 
     async fn open_expecting(
         parts: Parts,
-        name: &str,
+        manifest: Manifest,
         owner: [u8; 16],
         last_epoch: Option<u64>,
     ) -> Result<(Volume, OpenReport), OpenError> {
-        let applied = parts.table.applied();
-        let (store, keys) = (parts.store.as_ref(), parts.keys.as_ref());
-        let Claim { manifest, state } =
-            own::claim(store, name, owner, applied.seq, last_epoch, (parts.wall)(), keys).await?;
+        let (store, home, progress) = (parts.store.clone(), parts.home.clone(), parts.progress.clone());
+        let keys = parts.keys.clone();
+        let catch_up = CatchUp {
+            store: store.as_ref(),
+            home: &home,
+            blocking: parts.blocking,
+            owner,
+            rebuild: parts.rebuild,
+            progress: &progress,
+            keys: keys.as_ref(),
+        };
+        let (local, known) = catch_up.begin(&manifest).await?;
+        let claimant = own::Claimant { owner, expected: last_epoch, now_ms: (parts.wall)() };
+        let mut claim = own::claim(store.as_ref(), &manifest.name, claimant, known, keys.as_ref()).await?;
+        let caught_up = catch_up.finish(local, &mut claim).await?;
+        let Claim { manifest, state, .. } = claim;
         let id = manifest.id;
-        for seq in applied.seq + 1..=state.seq {
-            let epoch = epoch_of(&manifest, seq);
-            let chunk = ChunkName { volume: id, epoch, seq };
-            let index = own::data_chunk(parts.store.as_ref(), chunk, parts.keys.as_ref())
-                .await?
-                .ok_or_else(|| OpenError::Missing(chunk.key()))?;
-            parts.table.apply(&index)?;
-        }
         let (device, lineage) = (parts.device.clone(), manifest.clone());
         let destaged = state.lsn;
         let recover = move || {
@@ -258,20 +308,33 @@ impl Volume {
             recovered.free.push(segments);
             segments += 1;
         }
+        let replayed_ms = recovered.frames.iter().rev().find(|f| !f.header.records.is_empty());
         let report = OpenReport {
-            chunks_applied: state.seq.saturating_sub(applied.seq),
+            table: caught_up.from,
+            written_ms: replayed_ms.map_or(state.written_ms, |f| f.header.time_ms),
+            chunks_applied: caught_up.headers_read,
             bucket_lsn: state.lsn,
             last_lsn: recovered.last_lsn,
             replayed: recovered.frames.iter().map(|f| f.header.records.len() as u64).sum(),
             torn_tail: recovered.torn.is_some(),
             manifest: manifest.clone(),
         };
-        let volume = Self::assemble(parts, manifest, state, epoch, recovered, segments)?;
+        let keeper =
+            Keeper::new(&manifest.name, id, epoch, manifest.checkpoint, caught_up.restored, parts.keys.clone());
+        let pointer = manifest.checkpoint;
+        let mut volume = Self::assemble(parts, caught_up.table, keeper, manifest, state, epoch, recovered, segments)?;
+        volume.checkpoints.begin(pointer, state, volume.chunk_bytes);
+        volume.stats.opened_lsn = report.last_lsn;
+        volume.stats.opened_written_ms = report.written_ms;
+        volume.stats.opened_ms = (volume.wall)();
         Ok((volume, report))
     }
 
+    #[allow(clippy::too_many_arguments)] // everything a volume is made of
     fn assemble(
         parts: Parts,
+        table: Table,
+        keeper: Keeper,
         manifest: Manifest,
         state: own::BucketState,
         epoch: u64,
@@ -302,7 +365,8 @@ impl Volume {
         let (log, anchor) = LogWriter::open(options, recovered, segments);
         parts.device.write(log.current_segment(), 0, &anchor)?;
         parts.device.sync(log.current_segment())?;
-        let reader = BlockReader::new(manifest.id, parts.table.clone(), parts.store.clone(), parts.frame_cache)
+        let table = Arc::new(table);
+        let reader = BlockReader::new(manifest.id, table.clone(), parts.store.clone(), parts.frame_cache)
             .with_keys(parts.keys.clone());
         let mut volume = Volume {
             id: manifest.id,
@@ -320,7 +384,8 @@ impl Volume {
             cache: BlockCache::new(parts.tuning.block_cache_bytes),
             backend: Backend {
                 store: parts.store,
-                table: parts.table,
+                table,
+                keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
                 reader: Arc::new(reader),
                 device: parts.device,
                 blocking: parts.blocking,
@@ -352,30 +417,11 @@ impl Volume {
             eager: Default::default(),
             stats: VolumeStats::default(),
             rate: Default::default(),
+            checkpoints: Default::default(),
         };
         volume.frames_written();
         Ok(volume)
     }
-}
-
-/// Opens the table; one that cannot be used is set aside, because the chunks say everything it said.
-fn open_table(dir: &std::path::Path, memory: usize, id: VolumeId) -> Result<Table, OpenError> {
-    let path = dir.join("table");
-    match Table::open(&path, memory, id) {
-        Ok(table) => Ok(table),
-        Err(e @ TableError::Newer { .. }) => Err(e.into()),
-        Err(e) => {
-            tracing::warn!("translation table {} is unusable and will be rebuilt from the bucket: {e}", path.display());
-            let aside = dir.join("table.unusable");
-            let _ = std::fs::remove_dir_all(&aside);
-            std::fs::rename(&path, &aside)?;
-            Ok(Table::open(&path, memory, id)?)
-        }
-    }
-}
-
-fn epoch_of(manifest: &Manifest, seq: u64) -> u64 {
-    manifest.epochs.iter().rev().find(|e| e.first_seq > 0 && e.first_seq <= seq).map_or(0, |e| e.epoch)
 }
 
 /// Refuses to replay writes that the history went on without.

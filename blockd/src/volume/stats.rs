@@ -49,6 +49,22 @@ pub struct VolumeStats {
     pub chunk_raw_bytes: u64,
     /// Bytes of stored chunks.
     pub chunk_stored_bytes: u64,
+    /// Newest chunk in the bucket's checkpoint of the translation table; 0 without one.
+    pub checkpoint_seq: u64,
+    /// Newest LSN in it.
+    pub checkpoint_lsn: u64,
+    /// When the last one of this process was made, in milliseconds since 1970; 0 before.
+    pub checkpoint_made_ms: u64,
+    /// Checkpoints made.
+    pub checkpoints: u64,
+    /// Bytes sent for them.
+    pub checkpoint_sent_bytes: u64,
+    /// Newest LSN of the state that opening found.
+    pub opened_lsn: u64,
+    /// When the newest write in it was made, in milliseconds since 1970; 0 where nothing says.
+    pub opened_written_ms: u64,
+    /// When it was opened, in milliseconds since 1970.
+    pub opened_ms: u64,
     /// Memory held by dirty payload, in bytes.
     pub dirty_memory_bytes: u64,
     /// Memory held by the block cache, in bytes.

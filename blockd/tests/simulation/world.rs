@@ -8,15 +8,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use blockd::chunk::Codec;
 use blockd::crypt::{Keys, Secret};
-use blockd::manifest::{self, Durability, Encryption, Kdf, Manifest, Seal, VolumeState};
+use blockd::manifest::{self, CheckpointPointer, Durability, Encryption, Kdf, Manifest, Seal, VolumeState};
 use blockd::store::{
     FaultPlan, FaultRates, FaultyStore, ListEntry, MemoryStore, ObjectMeta, ObjectStore, Outage, PutMode, Version,
 };
-use blockd::table::{MemKv, Table};
+use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK_SIZE, VolumeId};
 use blockd::volume::{
-    Blocking, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, Token, Tuning, Volume,
-    WriteData,
+    Blocking, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, TableFrom, Token,
+    Tuning, Volume, WriteData,
 };
 use bytes::Bytes;
 use rand::rngs::SmallRng;
@@ -119,6 +119,9 @@ pub struct World {
     durable_lsn: u64,
     stored_lsn: u64,
     recoveries: u32,
+    /// Whether the next opening goes by chunk headers alone, and where the table of the last one came from.
+    rebuild: bool,
+    opened_from: Option<TableFrom>,
     /// Everything the engine asked for and answered, in order.
     digest: Xxh3Default,
 }
@@ -168,6 +171,7 @@ impl World {
             created_ms: 0,
             epochs: Vec::new(),
             encryption: None,
+            checkpoint: None,
             seal: Seal::None,
         };
         let keys = rng.random_bool(0.3).then(|| Keys::new(&rng.random()));
@@ -184,6 +188,9 @@ impl World {
             destage_age_us: [2_000, 50_000, 5_000_000][rng.random_range(0..3)],
             puts_max: rng.random_range(1..5),
             log_depth: rng.random_range(1..4),
+            checkpoint_chunks: rng.random_range(1..12),
+            checkpoint_age_us: [20_000, 2_000_000, 600_000_000][rng.random_range(0..3)],
+            checkpoint_grace_us: [0, 1_000, 500_000][rng.random_range(0..3)],
         };
         Self {
             disk: Arc::new(SimDisk::new(SEGMENT_BYTES)),
@@ -202,6 +209,8 @@ impl World {
             durable_lsn: 0,
             stored_lsn: 0,
             recoveries: 0,
+            rebuild: false,
+            opened_from: None,
             digest: Xxh3Default::new(),
             rng,
         }
@@ -229,15 +238,90 @@ impl World {
         drop(life);
         assert_eq!(self.stored_lsn, last, "everything reaches the bucket when it can");
 
+        self.owner = [0xEE; 16];
+        let pointer = self.manifest().await.checkpoint;
+        let from = self.open_elsewhere(last, false).await;
+        assert_eq!(matches!(from, TableFrom::Checkpoint { .. }), pointer.is_some(), "{from:?} with {pointer:?}");
+        self.collect_everything().await;
+        let last = self.history.last();
+        if let Some(pointer) = self.manifest().await.checkpoint {
+            // Losing it costs time, and nothing else.
+            self.damage(&pointer).await;
+            assert_eq!(self.open_elsewhere(last, false).await, TableFrom::Headers);
+        }
+        assert_eq!(self.open_elsewhere(last, true).await, TableFrom::Headers);
+        if let Some(pointer) = self.manifest().await.checkpoint {
+            blockd::checkpoint::restore::verify(self.bucket.as_ref(), &pointer, self.keys.as_ref(), |_| {})
+                .await
+                .expect("a bad one is dropped");
+        }
+        self.digest.digest()
+    }
+
+    async fn manifest(&self) -> Manifest {
+        manifest::load(self.bucket.as_ref(), NAME).await.unwrap().0
+    }
+
+    /// Opens the volume on a host that has nothing, and compares it with the history. Returns where its table came from.
+    async fn open_elsewhere(&mut self, last: u64, rebuild: bool) -> TableFrom {
         self.disk.wipe();
         self.kv = MemKv::new();
-        self.owner = [0xEE; 16];
+        self.rebuild = rebuild;
         let mut life = self.open(End::DiskLost).await.expect("the bucket alone is enough");
+        self.rebuild = false;
+        let from = self.opened_from.expect("it is open");
         let all = self.read_all(&mut life).await;
         self.check_recovered(&life, &all, End::DiskLost);
         assert_eq!(all, self.history.state(last, SECTORS));
         self.close(&mut life).await;
-        self.digest.digest()
+        from
+    }
+
+    /// An owner that writes and goes on long enough leaves nothing behind that its last checkpoint does not need.
+    async fn collect_everything(&mut self) {
+        let usual = self.tuning;
+        self.tuning = Tuning { checkpoint_chunks: 1, checkpoint_age_us: 20_000, checkpoint_grace_us: 1_000, ..usual };
+        let mut life = self.open(End::Closed).await.expect("nothing goes wrong any more");
+        let token = self.token();
+        let value = self.next_value;
+        self.next_value += 1;
+        let data: Vec<u8> = (0..SECTORS_PER_BLOCK).flat_map(|_| sector_of(value)).collect();
+        self.client.change(token, 0, SECTORS_PER_BLOCK, value, false);
+        life.volume.write(token, 0, WriteData::Copy(&data), false);
+        self.settle_down(&mut life).await;
+        for _ in 0..10_000 {
+            let manifest = self.manifest().await;
+            let reached = blockd::checkpoint::collect::reached(self.bucket.as_ref(), &manifest, self.keys.as_ref())
+                .await
+                .unwrap();
+            let there = self.bucket.keys().into_iter().filter(|key| key.starts_with("checkpoints/"));
+            if there.eq(reached) && manifest.checkpoint.is_some_and(|c| c.lsn == self.history.last()) {
+                self.close(&mut life).await;
+                self.tuning = usual;
+                return;
+            }
+            self.let_pass(&mut life, Duration::from_millis(2), 20_000).await;
+        }
+        panic!("garbage stays: {:?}", self.bucket.keys());
+    }
+
+    /// Spoils one object of a checkpoint.
+    async fn damage(&mut self, pointer: &CheckpointPointer) {
+        let checkpoint =
+            blockd::checkpoint::restore::fetch_checkpoint(self.bucket.as_ref(), pointer, self.keys.as_ref())
+                .await
+                .unwrap();
+        let keys: Vec<String> = checkpoint.keys().collect();
+        let key = &keys[self.rng.random_range(0..keys.len())];
+        let (object, _) = self.bucket.get(key).await.unwrap();
+        if self.rng.random_bool(0.5) {
+            let mut spoilt = object.to_vec();
+            let at = self.rng.random_range(0..spoilt.len());
+            spoilt[at] ^= 1 << self.rng.random_range(0..8);
+            self.bucket.tamper(key, spoilt.into());
+        } else {
+            self.bucket.delete(std::slice::from_ref(key)).await.unwrap();
+        }
     }
 
     fn faults(&mut self) -> FaultRates {
@@ -349,11 +433,12 @@ impl World {
     async fn open(&mut self, _after: End) -> Option<Life> {
         let store =
             CrashStore { inner: FaultyStore::new(self.bucket.clone(), self.plan.clone()), disk: self.disk.clone() };
-        let table = Arc::new(Table::in_memory(self.kv.clone(), self.volume_id().await).unwrap());
         let parts = Parts {
             store: Arc::new(store),
             device: self.disk.clone(),
-            table,
+            home: TableHome::Memory(self.kv.clone()),
+            rebuild: self.rebuild,
+            progress: Arc::default(),
             frame_cache: None,
             blocking: Blocking::Inline,
             wall: Arc::new(|| 0),
@@ -370,7 +455,10 @@ impl World {
         };
         let opened = tokio::select! {
             biased;
-            opened = Volume::open_parts(parts, NAME, self.owner) => opened,
+            opened = async {
+                let (manifest, _) = manifest::open(self.bucket.as_ref(), NAME, self.keys.as_ref()).await.unwrap();
+                Volume::open_parts(parts, manifest, self.owner).await
+            } => opened,
             () = crashed => return None,
         };
         let (volume, report): (Volume, OpenReport) = match opened {
@@ -386,6 +474,8 @@ impl World {
             }
         };
         tracing::info!(?report, "opened");
+        self.opened_from = Some(report.table);
+        self.digest.update(format!("{:?}", report.table).as_bytes());
         self.history.truncate(report.last_lsn);
         let (sender, done) = mpsc::unbounded_channel();
         let mut life = Life {
@@ -400,10 +490,6 @@ impl World {
         life.volume.advance(self.now_us);
         self.carry_out(&mut life);
         Some(life)
-    }
-
-    async fn volume_id(&self) -> VolumeId {
-        manifest::load(self.bucket.as_ref(), NAME).await.unwrap().0.id
     }
 
     /// The recovered state is a prefix of the history that contains all it must.

@@ -22,6 +22,7 @@ use crate::export::nbd::client::NbdClient;
 
 pub(super) use export::{ExportArgs, run as export};
 pub(super) use import::{ImportArgs, run as import};
+pub(super) use progress::count_bar;
 
 /// What a transfer did.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -1,0 +1,81 @@
+//! Deleting what no checkpoint needs any more.
+
+use std::collections::BTreeSet;
+
+use super::error::CheckpointError;
+use super::restore::fetch_object;
+use crate::crypt::Keys;
+use crate::manifest::{self, CheckpointName, Manifest, ManifestError};
+use crate::store::{ObjectStore, StoreError};
+use crate::types::VolumeId;
+
+/// Keys handed to the store in one deletion.
+const DELETE_BATCH: usize = 1000;
+
+/// Deletes those of `garbage` that nothing the durable manifest names refers to, as the owner of `epoch`. Returns how
+/// many. The grace must have passed: whoever read an older manifest may still be reading what that named.
+///
+/// # Errors
+/// Nothing was deleted, or it may be tried again.
+pub async fn collect(
+    store: &dyn ObjectStore,
+    name: &str,
+    epoch: u64,
+    keys: Option<&Keys>,
+    garbage: &[String],
+) -> Result<usize, CheckpointError> {
+    let (manifest, _) = manifest::open(store, name, keys).await?;
+    if manifest.settled().is_none_or(|last| last.epoch != epoch) {
+        return Err(ManifestError::NotOwner(name.to_owned()).into());
+    }
+    let reached = reached(store, &manifest, keys).await?;
+    let dead: Vec<String> = garbage.iter().filter(|key| !reached.contains(*key)).cloned().collect();
+    for batch in dead.chunks(DELETE_BATCH) {
+        store.delete(batch).await?;
+    }
+    Ok(dead.len())
+}
+
+/// Keys of all objects that the checkpoints named by `manifest` need.
+///
+/// # Errors
+/// One of them cannot be read: then nobody knows what it needs, and nothing may be deleted.
+pub async fn reached(
+    store: &dyn ObjectStore,
+    manifest: &Manifest,
+    keys: Option<&Keys>,
+) -> Result<BTreeSet<String>, CheckpointError> {
+    let mut reached = BTreeSet::new();
+    for name in manifest.held_checkpoints() {
+        reached.extend(fetch_object(store, &name, keys).await?.keys());
+    }
+    Ok(reached)
+}
+
+/// Keys that owners before `epoch` left behind, those in use among them: what [`collect`] may be given.
+pub async fn left_behind(
+    store: &dyn ObjectStore,
+    volume: VolumeId,
+    epoch: u64,
+) -> Result<Vec<String>, CheckpointError> {
+    let keys = list(store, volume).await?;
+    Ok(keys
+        .into_iter()
+        .map(|(key, _)| key)
+        // What is none of ours is not ours to delete.
+        .filter(|key| CheckpointName::parse(key).is_some_and(|name| name.epoch < epoch))
+        .collect())
+}
+
+/// Every object under the volume's checkpoint prefix, and its length.
+pub async fn list(store: &dyn ObjectStore, volume: VolumeId) -> Result<Vec<(String, u64)>, StoreError> {
+    let prefix = CheckpointName::prefix(volume);
+    let mut found: Vec<(String, u64)> = Vec::new();
+    loop {
+        let page = store.list(&prefix, found.last().map(|(key, _)| key.as_str())).await?;
+        if page.is_empty() {
+            return Ok(found);
+        }
+        found.extend(page.into_iter().map(|entry| (entry.key, entry.size)));
+    }
+}

@@ -1,0 +1,133 @@
+//! A table from chunk headers alone, for when everything else is lost.
+
+use std::collections::BTreeMap;
+
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+
+use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, read_index};
+use crate::crypt::Keys;
+use crate::manifest::Manifest;
+use crate::store::{ListEntry, ObjectStore, StoreError};
+use crate::types::VolumeId;
+
+/// Set in the seq of relocated chunks, which are counted on their own.
+pub const RELOCATED: u64 = 1 << 63;
+/// Prefixes over which a volume's chunks are spread.
+const PREFIXES: u32 = 256;
+/// Prefixes listed at the same time.
+const LISTS: usize = 16;
+/// Headers fetched at the same time, in order of use.
+pub const READ_AHEAD: usize = 32;
+/// How often one is fetched.
+const ATTEMPTS: usize = 3;
+
+/// A chunk's place in a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Which.
+    pub name: ChunkName,
+    /// Length of the object.
+    pub size: u64,
+}
+
+/// Every chunk object of a volume, in order of epoch and seq. `progress` hears how many of how many prefixes were listed.
+pub async fn list_chunks(
+    store: &dyn ObjectStore,
+    volume: VolumeId,
+    progress: impl Fn(u64, u64),
+) -> Result<Vec<Listed>, StoreError> {
+    let prefixes = (0..PREFIXES).map(|spread| list_prefix(store, format!("chunks/{spread:02x}/{volume}/")).boxed());
+    let mut lists = stream::iter(prefixes).buffered(LISTS);
+    let (mut chunks, mut done) = (Vec::new(), 0);
+    while let Some(found) = lists.next().await {
+        chunks.extend(found?);
+        done += 1;
+        progress(done, PREFIXES.into());
+    }
+    chunks.sort_unstable_by_key(|chunk| (chunk.name.epoch, chunk.name.seq));
+    Ok(chunks)
+}
+
+async fn list_prefix(store: &dyn ObjectStore, prefix: String) -> Result<Vec<Listed>, StoreError> {
+    let mut found = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = store.list(&prefix, after.as_deref()).await?;
+        let Some(last) = page.last() else { return Ok(found) };
+        after = Some(last.key.clone());
+        let chunk = |entry: &ListEntry| ChunkName::parse(&entry.key).map(|name| Listed { name, size: entry.size });
+        found.extend(page.iter().filter_map(chunk));
+    }
+}
+
+/// Which of the listed chunks make up the volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// The fresh chunks there are, in order.
+    pub fresh: Vec<ChunkName>,
+    /// Fresh chunks that should be there: seqs from the first to the last.
+    pub holes: Vec<(u64, u64)>,
+    /// Relocated chunks of epochs that were settled.
+    pub relocated: Vec<ChunkName>,
+    /// Those that are none of it: seals, what zombies and the like wrote.
+    pub others: Vec<ChunkName>,
+}
+
+/// Sorts listed chunks by what the manifest says of epochs. The fresh chunks are those up to `end`.
+pub fn history(manifest: &Manifest, chunks: &[Listed], end: u64) -> History {
+    let mut history = History::default();
+    let mut fresh: BTreeMap<u64, ChunkName> = BTreeMap::new();
+    for Listed { name, .. } in chunks {
+        if name.seq & RELOCATED != 0 {
+            let settled = manifest.epochs.iter().any(|e| e.epoch == name.epoch && e.first_seq > 0);
+            if settled { history.relocated.push(*name) } else { history.others.push(*name) }
+        } else if name.seq <= end && manifest.epoch_of(name.seq) == name.epoch {
+            fresh.insert(name.seq, *name);
+        } else {
+            history.others.push(*name);
+        }
+    }
+    let mut next = 1;
+    for seq in fresh.keys().copied().chain([end + 1]) {
+        if seq > next {
+            history.holes.push((next, seq - 1));
+        }
+        next = seq + 1;
+    }
+    history.fresh = fresh.into_values().collect();
+    history
+}
+
+/// Reads the headers of `names`, many at once, and hands them to `take` in order.
+pub async fn read_headers<E: From<ReadError>>(
+    store: &dyn ObjectStore,
+    keys: Option<&Keys>,
+    names: impl IntoIterator<Item = ChunkName, IntoIter: Send>,
+    mut take: impl FnMut(ChunkIndex) -> Result<(), E>,
+) -> Result<(), E> {
+    let headers = names.into_iter().map(|name| read_patiently(store, keys, name).boxed());
+    let mut headers = stream::iter(headers).buffered(READ_AHEAD);
+    while let Some(index) = headers.try_next().await? {
+        take(index)?;
+    }
+    Ok(())
+}
+
+/// A header; fetched again when the store fails or the bytes came damaged, as each may be over the next time.
+async fn read_patiently(
+    store: &dyn ObjectStore,
+    keys: Option<&Keys>,
+    name: ChunkName,
+) -> Result<ChunkIndex, ReadError> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match read_index(store, &name, keys).await {
+            Err(ReadError::Store(e)) if e.is_transient() && attempts < ATTEMPTS => {}
+            Err(ReadError::Header { .. }) if attempts < ATTEMPTS => {}
+            // Where a chunk of the history should be, a seal is as good as nothing.
+            Ok(index) if index.kind == ChunkKind::Seal => return Err(ReadError::Missing { name }),
+            other => return other,
+        }
+    }
+}

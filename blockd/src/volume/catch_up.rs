@@ -1,0 +1,291 @@
+//! Bringing the translation table up to the bucket's state when a volume is opened: from the table that is here, or from
+//! the bucket's checkpoint, or from nothing; then from the chunk headers after that.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use super::job::Blocking;
+use super::open::OpenError;
+use super::own::{self, Claim};
+use crate::checkpoint::rebuild::{self, History};
+use crate::checkpoint::{Checkpoint, CheckpointError, Flaw, restore};
+use crate::chunk::{ChunkIndex, ChunkName, ReadError};
+use crate::crypt::Keys;
+use crate::manifest::{self, CheckpointPointer, Manifest};
+use crate::store::ObjectStore;
+use crate::table::{Applied, Table, TableError, TableHome};
+
+/// Where the table came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableFrom {
+    /// It was here.
+    Local,
+    /// The bucket's checkpoint.
+    Checkpoint {
+        /// Bytes fetched for it.
+        fetched_bytes: u64,
+    },
+    /// Chunk headers alone.
+    Headers,
+}
+
+/// How far an opening is: so many of so many headers read. Shared with whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// Done and total; zeroes while nobody knows.
+    pub fn get(&self) -> (u64, u64) {
+        (self.done.load(Relaxed), self.total.load(Relaxed))
+    }
+
+    fn begin(&self, total: u64) {
+        self.done.store(0, Relaxed);
+        self.total.store(total, Relaxed);
+    }
+
+    fn step(&self) {
+        self.done.fetch_add(1, Relaxed);
+    }
+}
+
+/// What it takes.
+pub(super) struct CatchUp<'a> {
+    pub store: &'a dyn ObjectStore,
+    pub home: &'a TableHome,
+    pub blocking: Blocking,
+    pub owner: [u8; 16],
+    /// Forget table and checkpoint.
+    pub rebuild: bool,
+    pub progress: &'a Progress,
+    /// Of the volume, if it is encrypted.
+    pub keys: Option<&'a Keys>,
+}
+
+/// What came of it.
+pub(super) struct CaughtUp {
+    pub table: Table,
+    pub from: TableFrom,
+    /// The checkpoint the table was made of.
+    pub restored: Option<Checkpoint>,
+    pub headers_read: u64,
+}
+
+impl CatchUp<'_> {
+    /// The table that is here, and how far it is or the bucket's checkpoint, whichever is further.
+    pub async fn begin(&self, manifest: &Manifest) -> Result<(Table, Applied), OpenError> {
+        let (home, volume) = (self.home.clone(), manifest.id);
+        let table = self.blocking.run(move || home.open(volume)).await?;
+        let local = table.applied();
+        let known = match manifest.checkpoint {
+            Some(pointer) if pointer.seq > local.seq => Applied { seq: pointer.seq, lsn: pointer.lsn },
+            _ => local,
+        };
+        Ok((table, known))
+    }
+
+    /// When the newest chunk was cut, as far as that can be told.
+    async fn written_ms(&self, claim: &Claim) -> u64 {
+        let (manifest, state) = (&claim.manifest, &claim.state);
+        if state.seq == 0 || state.written_ms != 0 {
+            return state.written_ms;
+        }
+        let name = ChunkName { volume: manifest.id, epoch: manifest.epoch_of(state.seq), seq: state.seq };
+        match own::data_chunk(self.store, name, self.keys).await {
+            Ok(Some(index)) => index.created_ms,
+            _ => manifest.checkpoint.map_or(0, |pointer| pointer.made_ms),
+        }
+    }
+
+    /// Brings it to the state that was claimed.
+    pub async fn finish(&self, local: Table, claim: &mut Claim) -> Result<CaughtUp, OpenError> {
+        claim.state.written_ms = self.written_ms(claim).await;
+        if self.rebuild {
+            return self.rebuild(local, claim).await;
+        }
+        let pointer = claim.manifest.checkpoint;
+        // A table that another owner's changes went past may know chunks that are gone, whatever its position.
+        let ours = claim.previous.as_ref().is_none_or(|e| e.owner == self.owner);
+        let newer = |pointer: &CheckpointPointer| !ours || pointer.seq > local.applied().seq;
+        let mut lost = None;
+        let (table, from, restored) = match pointer.filter(newer) {
+            None if ours => (local, TableFrom::Local, None),
+            None => (self.empty(local, claim).await?, TableFrom::Headers, None),
+            Some(pointer) => {
+                // Its files are about to be replaced.
+                drop(local);
+                match restore::restore(self.store, self.home, claim.manifest.id, &pointer, self.blocking, self.keys)
+                    .await
+                {
+                    Ok(restored) => {
+                        let from = TableFrom::Checkpoint { fetched_bytes: restored.fetched_bytes };
+                        (restored.table, from, Some(restored.checkpoint))
+                    }
+                    Err(e) if e.is_damage() => {
+                        tracing::warn!(
+                            volume = %claim.manifest.name,
+                            "{e}; the translation table is made of chunk headers instead, which takes longer"
+                        );
+                        // These were noticed when the checkpoint had taken the table's place already.
+                        let replaced =
+                            matches!(e, CheckpointError::Damaged { flaw: Flaw::Table(_) | Flaw::Position { .. }, .. });
+                        lost = Some(e.to_string());
+                        self.fall_back(ours && !replaced, claim).await?
+                    }
+                    Err(e) => return Err(checkpoint_error(e)),
+                }
+            }
+        };
+        let table = Arc::new(table);
+        let read = self.apply_headers(&table, claim).await;
+        let headers_read = read.map_err(|e| match (e, lost) {
+            (OpenError::Missing(missing), Some(checkpoint)) => {
+                OpenError::CheckpointLost { name: claim.manifest.name.clone(), checkpoint, missing }
+            }
+            (e, _) => e,
+        })?;
+        Ok(CaughtUp {
+            table: Arc::into_inner(table).expect("nobody else holds it any more"),
+            from,
+            restored,
+            headers_read,
+        })
+    }
+
+    /// With the checkpoint useless: the table that is here, if it can be relied on, else an empty one.
+    async fn fall_back(
+        &self,
+        reliable: bool,
+        claim: &Claim,
+    ) -> Result<(Table, TableFrom, Option<Checkpoint>), OpenError> {
+        let (home, volume) = (self.home.clone(), claim.manifest.id);
+        let table = self.blocking.run(move || home.open(volume)).await?;
+        if reliable {
+            return Ok((table, TableFrom::Local, None));
+        }
+        Ok((self.empty(table, claim).await?, TableFrom::Headers, None))
+    }
+
+    /// An empty table in place of `old`.
+    async fn empty(&self, old: Table, claim: &Claim) -> Result<Table, OpenError> {
+        let (home, volume) = (self.home.clone(), claim.manifest.id);
+        let made = self.blocking.run(move || {
+            if old.applied() == Applied::default() {
+                return Ok(old);
+            }
+            drop(old);
+            home.discard().map_err(TableError::Files)?;
+            home.open(volume)
+        });
+        Ok(made.await?)
+    }
+
+    /// Applies the headers after the table's position. Returns how many.
+    async fn apply_headers(&self, table: &Arc<Table>, claim: &mut Claim) -> Result<u64, OpenError> {
+        let (first, last) = (table.applied().seq + 1, claim.state.seq);
+        self.progress.begin((last + 1).saturating_sub(first));
+        // The claim has read the newest of them already; a reader's holes are errors, in order.
+        let mut known = std::mem::take(&mut claim.headers);
+        let known = known.split_off(&first);
+        let unread_end = known.keys().next().copied().unwrap_or(last + 1);
+        let contiguous = known.len() as u64 == last + 1 - unread_end.min(last + 1);
+        let unread_end = if contiguous { unread_end } else { last + 1 };
+        let manifest = &claim.manifest;
+        let chunk = |seq| ChunkName { volume: manifest.id, epoch: manifest.epoch_of(seq), seq };
+        let apply = |index: ChunkIndex| {
+            self.progress.step();
+            table.apply(&index).map_err(OpenError::from)
+        };
+        let missing = |e| match e {
+            OpenError::Chunk(ReadError::Missing { name }) => OpenError::Missing(name.key()),
+            e => e,
+        };
+        rebuild::read_headers(self.store, self.keys, (first..unread_end).map(chunk), apply).await.map_err(missing)?;
+        for (_, index) in known.range(unread_end..) {
+            apply(index.clone())?;
+        }
+        Ok((last + 1).saturating_sub(first))
+    }
+
+    /// A table from nothing but the chunks there are.
+    async fn rebuild(&self, local: Table, claim: &mut Claim) -> Result<CaughtUp, OpenError> {
+        let name = claim.manifest.name.clone();
+        let table = self.empty(local, claim).await?;
+        let listed = rebuild::list_chunks(self.store, claim.manifest.id, |_, _| {}).await?;
+        let History { fresh, holes, relocated, .. } = rebuild::history(&claim.manifest, &listed, claim.state.seq);
+        if !holes.is_empty() {
+            return Err(OpenError::Holes { name, holes: Holes(holes) });
+        }
+        self.progress.begin((fresh.len() + relocated.len()) as u64);
+        tracing::info!(volume = %name, chunks = fresh.len(), "rebuilding the translation table from chunk headers");
+        // What compaction moved is true from its basis on: it follows that chunk.
+        let moved: Mutex<BTreeMap<u64, Vec<ChunkIndex>>> = Mutex::default();
+        rebuild::read_headers(self.store, self.keys, relocated, |index| {
+            self.progress.step();
+            moved
+                .lock()
+                .expect("no code panics while it holds this lock")
+                .entry(index.first_lsn)
+                .or_default()
+                .push(index);
+            Ok::<_, OpenError>(())
+        })
+        .await?;
+        let mut moved = moved.into_inner().expect("no code panics while it holds this lock");
+        let headers_read = listed.len() as u64;
+        rebuild::read_headers(self.store, self.keys, fresh, |index| {
+            self.progress.step();
+            table.apply(&index)?;
+            for relocated in moved.remove(&index.name.seq).into_iter().flatten() {
+                table.apply(&relocated)?;
+            }
+            Ok::<_, OpenError>(())
+        })
+        .await?;
+        // A checkpoint that is of no use would only be in the way at the next opening.
+        if let Some(pointer) = claim.manifest.checkpoint
+            && let Err(error) = restore::verify(self.store, &pointer, self.keys, |_| {}).await
+        {
+            if !error.is_damage() {
+                return Err(checkpoint_error(error));
+            }
+            tracing::warn!(volume = %name, "{error}; the manifest names no checkpoint any more, until the next one is made");
+            let epoch = claim.manifest.epochs.last().map_or(0, |e| e.epoch);
+            let changed =
+                manifest::update(self.store, &name, epoch, self.keys, |manifest| manifest.checkpoint = None).await;
+            claim.manifest = changed.map_err(|e| OpenError::manifest(&name, e))?;
+        }
+        Ok(CaughtUp { table, from: TableFrom::Headers, restored: None, headers_read })
+    }
+}
+
+fn checkpoint_error(error: CheckpointError) -> OpenError {
+    match error {
+        CheckpointError::Store(e) => OpenError::Store(e),
+        CheckpointError::Table(e) => OpenError::Table(e),
+        e => OpenError::Checkpoint(e),
+    }
+}
+
+/// Ranges of missing chunks, as people read them.
+#[derive(Debug)]
+pub struct Holes(pub Vec<(u64, u64)>);
+
+impl std::fmt::Display for Holes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const SHOWN: usize = 10;
+        let ranges = self.0.iter().take(SHOWN).map(|(first, last)| match first == last {
+            true => first.to_string(),
+            false => format!("{first} to {last}"),
+        });
+        f.write_str(&ranges.collect::<Vec<_>>().join(", "))?;
+        match self.0.len().checked_sub(SHOWN + 1) {
+            Some(more) => write!(f, " and {} more ranges", more + 1),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! `blockd volume check` finds damage of every kind that can be planted, and repairs what is safe.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use blockd::buf::AlignedBuf;
+use blockd::chunk::{ChunkDraft, ChunkName, Codec, Piece};
+use common::daemon::{Daemon, program, wait};
+use common::shadow::Shadow;
+use serde_json::Value;
+
+const MIB: usize = 1 << 20;
+
+/// A volume in a directory store that was served and is not any more.
+struct Case {
+    tmp: tempfile::TempDir,
+    shadow: Shadow,
+}
+
+impl Case {
+    fn new() -> Self {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut case = Self { tmp, shadow: Shadow::new(16 * MIB, 7) };
+        let mut daemon = case.serve();
+        daemon.json(&["volume", "create", "disk", "--size", "16MiB", "--chunk-size", "1MiB"]);
+        let mut client = daemon.attach("disk");
+        for round in 0..10 {
+            case.shadow.write(&mut client, round * MIB, MIB);
+            case.shadow.scribble(&mut client, 10);
+            case.shadow.flush(&mut client);
+            daemon.wait_drained("disk");
+        }
+        assert!(wait(std::time::Duration::from_secs(30), || daemon.stats("disk")["checkpoint_seq"].as_u64() > Some(3)));
+        assert_eq!(daemon.stop_in_place(), Some(0));
+        case
+    }
+
+    fn data(&self) -> PathBuf {
+        self.tmp.path().join("data")
+    }
+
+    fn serve(&self) -> Daemon {
+        Daemon::start(&self.data(), &["--checkpoint-chunks", "4", "--destage-age", "100ms"])
+    }
+
+    /// Exit code and report of a check.
+    fn check(&self, more: &[&str]) -> (Option<i32>, Value) {
+        let output = program()
+            .args(["volume", "check", "disk", "--json", "--grace", "0s", "--data-dir"])
+            .arg(self.data())
+            .args(more)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("panicked"), "{said}");
+        let report = serde_json::from_slice(&output.stdout);
+        (output.status.code(), report.unwrap_or_else(|e| panic!("{e}: {said}")))
+    }
+
+    /// What a check finds: kind and object.
+    fn found(&self, more: &[&str]) -> Vec<(String, String)> {
+        let (code, report) = self.check(more);
+        let findings = report["findings"].as_array().unwrap();
+        assert_eq!(code, Some(i32::from(!findings.is_empty())), "{report}");
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        findings.iter().map(|f| (text(&f["kind"]), text(&f["object"]))).collect()
+    }
+
+    fn object(&self, key: &str) -> PathBuf {
+        self.data().join("bucket").join(key)
+    }
+
+    /// Keys that begin so, in order.
+    fn keys(&self, prefix: &str) -> Vec<String> {
+        fn walk(root: &Path, dir: &Path, found: &mut Vec<String>) {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().map(Result::unwrap) {
+                match entry.file_type().unwrap().is_dir() {
+                    true => walk(root, &entry.path(), found),
+                    false => found.push(entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned()),
+                }
+            }
+        }
+        let root = self.data().join("bucket");
+        let mut found = Vec::new();
+        walk(&root, &root.join(prefix), &mut found);
+        found.sort_by_key(|key| ChunkName::parse(key).map(|name| (name.epoch, name.seq)));
+        found
+    }
+
+    /// Runs `test` with an object changed, or away, and puts it back.
+    fn with(&self, key: &str, change: impl FnOnce(&mut Vec<u8>) -> bool, test: impl FnOnce()) {
+        let path = self.object(key);
+        let kept = std::fs::read(&path).unwrap();
+        let mut bytes = kept.clone();
+        match change(&mut bytes) {
+            true => std::fs::write(&path, bytes).unwrap(),
+            false => std::fs::remove_file(&path).unwrap(),
+        }
+        test();
+        std::fs::write(&path, kept).unwrap();
+    }
+
+    fn table(&self) -> PathBuf {
+        let volume = std::fs::read_dir(self.data().join("volumes")).unwrap().next().unwrap().unwrap().path();
+        volume.join("table")
+    }
+}
+
+fn gone(_: &mut Vec<u8>) -> bool {
+    false
+}
+
+/// Flips a bit at this part of the object.
+fn flip(part: f64) -> impl FnOnce(&mut Vec<u8>) -> bool {
+    move |bytes| {
+        let at = ((bytes.len() - 1) as f64 * part) as usize;
+        bytes[at] ^= 1;
+        true
+    }
+}
+
+fn one(kind: &str, object: &str) -> Vec<(String, String)> {
+    vec![(kind.to_owned(), object.to_owned())]
+}
+
+#[test]
+fn damage_of_every_kind_is_found() {
+    let case = Case::new();
+    let (code, report) = case.check(&["--data"]);
+    assert_eq!(code, Some(0), "{report}");
+    assert!(report["frames_verified"].as_u64() > Some(100), "{report}");
+    assert!(report["checkpoint_files"].as_u64() > Some(2), "{report}");
+
+    let chunks = case.keys("chunks");
+    // One that is mapped for certain, and covered by the checkpoint: the first megabyte, if it is whole.
+    let live = &chunks[3];
+    case.with(live, gone, || assert_eq!(case.found(&[]), one("chunk-missing", live)));
+    case.with(live, flip(0.0), || assert_eq!(case.found(&[]), one("chunk-damaged", live)));
+    case.with(
+        live,
+        |bytes| {
+            bytes.pop();
+            true
+        },
+        || assert_eq!(case.found(&[]), one("chunk-damaged", live)),
+    );
+    // A byte of its payload is found only by who reads it.
+    case.with(live, flip(0.9), || {
+        assert_eq!(case.found(&[]), []);
+        assert_eq!(case.found(&["--data"]), one("frame-damaged", live));
+    });
+    // A chunk that is sound and yet another.
+    let name = ChunkName::parse(live).unwrap();
+    let draft = ChunkDraft {
+        name,
+        first_lsn: 1,
+        last_lsn: 2,
+        codec: Codec::None,
+        created_ms: 0,
+        pieces: vec![Piece::Data { lba: 4000, data: AlignedBuf::zeroed(4096).into() }],
+    };
+    let other = draft.encode(None).unwrap().bytes;
+    case.with(
+        live,
+        |bytes| {
+            *bytes = other.to_vec();
+            true
+        },
+        || assert_eq!(case.found(&[]), one("chunk-disagrees", live)),
+    );
+
+    // Each object of the checkpoint.
+    for key in case.keys("checkpoints") {
+        case.with(&key, flip(0.5), || assert_eq!(case.found(&[]), one("checkpoint", &key)));
+        case.with(&key, gone, || assert_eq!(case.found(&[]), one("checkpoint", &key)));
+    }
+    case.with("volumes/disk/manifest", flip(0.5), || {
+        assert_eq!(case.found(&[]), one("manifest", "volumes/disk/manifest"));
+    });
+    assert_eq!(case.found(&["--data"]), []);
+}
+
+#[test]
+fn what_is_safe_is_repaired() {
+    let case = Case::new();
+    // Epochs 2 and 3, of which nobody wrote anything.
+    for _ in 0..2 {
+        assert_eq!(case.serve().stop(), Some(0));
+    }
+    let live = case.keys("chunks");
+    let first = ChunkName::parse(&live[0]).unwrap();
+    // A zombie's chunk, and what a killed checkpoint left.
+    let stray = ChunkName { epoch: 1, seq: live.len() as u64 + 40, ..first }.key();
+    let left = format!("checkpoints/{}/0000000000000001-00000000000000ff.sst", first.volume);
+    for key in [&stray, &left] {
+        std::fs::create_dir_all(case.object(key).parent().unwrap()).unwrap();
+        std::fs::write(case.object(key), b"junk").unwrap();
+    }
+    let mut found = case.found(&[]);
+    found.sort();
+    let mut expected = [one("orphan", &stray), one("orphan", &left)].concat();
+    expected.sort();
+    assert_eq!(found, expected);
+    let (code, report) = case.check(&["--repair"]);
+    assert_eq!(code, Some(0), "{report}");
+    assert!(!case.object(&stray).exists() && !case.object(&left).exists());
+    assert_eq!(case.found(&[]), []);
+
+    // A checkpoint that is of no use, and this host's table as well: chunk headers make up for both.
+    let file = case.keys("checkpoints").into_iter().find(|key| key.ends_with(".sst")).unwrap();
+    let mut bytes = std::fs::read(case.object(&file)).unwrap();
+    flip(0.5)(&mut bytes);
+    std::fs::write(case.object(&file), &bytes).unwrap();
+    for entry in std::fs::read_dir(case.table()).unwrap().map(Result::unwrap) {
+        if entry.file_name().to_str().unwrap().starts_with("MANIFEST") {
+            std::fs::write(entry.path(), b"rot").unwrap();
+        }
+    }
+    let kinds = |found: &[(String, String)]| found.iter().map(|(kind, _)| kind.clone()).collect::<Vec<_>>();
+    assert_eq!(kinds(&case.found(&[])), ["checkpoint", "local-table"]);
+    // Not as long as a chunk is missing too.
+    case.with(&live[1], gone, || {
+        let (code, report) = case.check(&["--repair"]);
+        assert_eq!(code, Some(1), "{report}");
+        let of = |kind| report["findings"].as_array().unwrap().iter().find(|f| f["kind"] == kind).unwrap().clone();
+        assert_eq!(of("local-table")["repaired"], true, "{report}");
+        assert_eq!(of("checkpoint")["repaired"], false, "{report}");
+        assert_eq!(of("chunk-missing")["repairable"], false, "{report}");
+    });
+    let (code, report) = case.check(&["--repair"]);
+    assert_eq!(code, Some(0), "{report}");
+    let daemon = case.serve();
+    case.shadow.check_all(&mut daemon.attach("disk"));
+    // While it is served a check reads, and repairs nothing.
+    assert_eq!(case.found(&[]), []);
+    let refused =
+        program().args(["volume", "check", "disk", "--repair", "--data-dir"]).arg(case.data()).output().unwrap();
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("uses it"), "{refused:?}");
+    assert_eq!(refused.status.code(), Some(1));
+}
