@@ -2,7 +2,8 @@
 //!
 //! Order at the start: data directory (locked before anything in it is read), store, reactors, admin socket, volumes,
 //! NBD sockets, the ready line. At the end the other way round: NBD listeners, volumes (each flushes its log and
-//! closes it), reactors. [`volumes`] is the only place that opens, changes and closes volumes.
+//! closes it), reactors. [`volumes`] is the only place that opens and closes volumes; [`keys`] holds the keys of
+//! encrypted ones and changes keys and settings.
 
 mod data_dir;
 mod exports;
