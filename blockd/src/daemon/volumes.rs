@@ -24,7 +24,7 @@ use crate::manifest::{self, Durability, Manifest, ManifestError};
 use crate::reactor::{Device, DeviceKey, ReactorHandle};
 use crate::store::{CountedStore, ObjectStore};
 use crate::types::{BLOCK_SIZE, VolumeId};
-use crate::volume::{self, OpenError, OpenOptions, OpenReport, Tuning, Volume};
+use crate::volume::{self, CompactionTuning, OpenError, OpenOptions, OpenReport, Tuning, Volume};
 
 /// The largest volume: offsets on it fit a signed 64-bit number everywhere.
 const MAX_SIZE: u64 = 1 << 62;
@@ -360,6 +360,12 @@ impl Daemon {
                 block_cache_bytes: cache,
                 puts_max: self.config.puts_max(),
                 destage_age_us: u64::try_from(self.config.destage_age.0.as_micros()).unwrap_or(u64::MAX),
+                compaction: CompactionTuning {
+                    rate: self.config.compaction_rate.0,
+                    ratio: self.config.compaction_ratio,
+                    ..CompactionTuning::default()
+                },
+                delete_grace_us: u64::try_from(self.config.delete_grace.0.as_micros()).unwrap_or(u64::MAX),
                 ..Tuning::default()
             },
         };

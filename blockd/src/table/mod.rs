@@ -2,7 +2,8 @@
 //!
 //! A cache of what the chunks say, never the truth: it can be thrown away and rebuilt from their headers. [`Table`]
 //! applies one chunk per atomic batch ([`apply`]) and answers reads with one point lookup per 64 blocks ([`lookup`]).
-//! [`leaf`] and [`key`] know the bytes, [`rocks`] and [`memory`] keep them.
+//! [`relocate`] brings in what compaction moved and rebuilds a table from headers; [`space`] counts what lives and what is
+//! dead, [`reclaim`] hands out what may be deleted. [`leaf`] and [`key`] know the bytes, [`rocks`] and [`memory`] keep them.
 //!
 //! What must hold: the applied position travels in the same batch as the mappings, so that after a crash, which loses
 //! everything since the last [`Table::persist`] or less, the table is exact for some prefix of the chunk sequence and
@@ -20,7 +21,10 @@ pub mod leaf;
 mod lookup;
 mod memory;
 mod rocks;
+mod relocate;
+mod reclaim;
 mod simulate;
+mod space;
 mod spans;
 #[allow(clippy::module_inception)] // the noun of this folder
 mod table;
@@ -28,7 +32,10 @@ mod table;
 pub use leaf::Target;
 pub use lookup::{ChunkDirectory, Mapped};
 pub use memory::MemKv;
+pub use reclaim::Doomed;
+pub use relocate::{Gathered, Moved, RebuildKey};
 pub use simulate::simulate;
+pub use space::{Dead, Position, Space, Usage};
 pub use table::{Table, TableStats};
 
 /// How far the chunk sequence has been applied. Zeroes mean: nothing yet.
@@ -65,6 +72,12 @@ pub enum TableError {
         /// Whose it should be.
         expected: VolumeId,
     },
+    /// Written by an older program.
+    #[error("translation table version {found} is older than this program's; move it away: it is rebuilt from the bucket")]
+    Older {
+        /// Its version.
+        found: u32,
+    },
     /// Written by a newer program.
     #[error(
         "translation table version {found} is unknown to this program; use a newer one, or move the table away: it is \
@@ -82,6 +95,12 @@ pub enum TableError {
         /// The database's words.
         source: rocksdb::Error,
     },
+    /// A block is mapped to a chunk that has no entry, or had none any more when it was looked at.
+    #[error("the translation table is damaged: chunk {id:x} is not listed (move its directory away: it is rebuilt from the bucket)")]
+    Unlisted {
+        /// The chunk's id.
+        id: u64,
+    },
     /// An entry that makes no sense.
     #[error("the translation table is damaged: {0} (move its directory away: it is rebuilt from the bucket)")]
     Damaged(String),
@@ -97,5 +116,7 @@ pub enum TableError {
     },
 }
 
+#[cfg(test)]
+mod space_tests;
 #[cfg(test)]
 mod tests;

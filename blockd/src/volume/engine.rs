@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::api::{Completion, Effect, IoError, LogIo, Outcome, Token};
 use super::block_cache::BlockCache;
+use super::compact::{Compact, CompactionTuning};
 use super::destage::Destage;
 use super::dirty::DirtyMap;
 use super::job::{Backend, Done, JobDone, Stopped};
@@ -35,6 +36,11 @@ pub struct Tuning {
     pub puts_max: usize,
     /// Log writes on their way to the device at once while little is waiting.
     pub log_depth: usize,
+    /// When and how fast dead space is got back.
+    pub compaction: CompactionTuning,
+    /// How long a dead chunk is kept after the checkpoint that proved it dead became durable, in microseconds. Longer than
+    /// any reader may go by an older state.
+    pub delete_grace_us: u64,
 }
 
 impl Default for Tuning {
@@ -45,6 +51,8 @@ impl Default for Tuning {
             destage_age_us: 5_000_000,
             puts_max: 4,
             log_depth: 2,
+            compaction: CompactionTuning::default(),
+            delete_grace_us: 60_000_000,
         }
     }
 }
@@ -75,6 +83,8 @@ pub struct Volume {
     pub(super) codec: Codec,
     pub(super) chunk_bytes: u64,
     pub(super) epoch: u64,
+    /// The first seq of the history that this owner writes.
+    pub(super) first_seq: u64,
     pub(super) tuning: Tuning,
     pub(super) wall: WallClock,
     pub(super) now_us: u64,
@@ -95,6 +105,7 @@ pub struct Volume {
     pub(super) readahead: Readahead,
     pub(super) next_id: u64,
     pub(super) destage: Destage,
+    pub(super) compact: Compact,
     pub(super) pacer: Pacer,
     pub(super) paced_until: Option<u64>,
     /// Everything up to here has left the dirty map.
@@ -249,6 +260,7 @@ impl Volume {
         self.log.spill(self.tuning.dirty_memory_bytes);
         self.want_segment();
         self.record_idle_horizon();
+        self.reclaim();
         self.drain();
     }
 
@@ -265,6 +277,9 @@ impl Volume {
             earlier(at);
         }
         if let Some(at) = self.destage_deadline() {
+            earlier(at);
+        }
+        if let Some(at) = self.reclaim_deadline() {
             earlier(at);
         }
         if let Some((_, at)) = &self.no_segment
@@ -398,6 +413,8 @@ impl Volume {
                     }
                 }
             }
+            Done::Compacted { started_us, quiet, result } => self.compacted(started_us, quiet, result),
+            Done::Deleted(result) => self.deleted(result),
             Done::Persisted => {
                 if let State::Draining { persisting, .. } = &mut self.state {
                     *persisting = false;
@@ -486,6 +503,7 @@ impl Volume {
         let (used, capacity) = self.log.usage();
         let filling = self.rate.per_second - self.pacer.drain_rate();
         let (log_frames, log_syncs) = self.log.counters();
+        let space = self.compact.space;
         VolumeStats {
             accepted_lsn: self.log.accepted_lsn(),
             durable_lsn: self.log.durable_lsn(),
@@ -500,6 +518,19 @@ impl Volume {
             dirty_memory_bytes: self.log.memory() as u64,
             cache_memory_bytes: self.cache.bytes() as u64,
             store_trouble: self.backend.trouble.lock().expect("no code panics while it holds this lock").clone(),
+            compaction_trouble: self
+                .compact
+                .trouble
+                .lock()
+                .expect("no code panics while it holds this lock")
+                .clone(),
+            compacting: self.compact.is_running(),
+            live_bytes: space.live_bytes,
+            dead_bytes: space.stored_bytes - space.live_bytes,
+            stored_bytes: space.stored_bytes,
+            deletable_bytes: space.dead_bytes,
+            foreign_bytes: space.foreign_bytes,
+            bucket_chunks: space.chunks,
             log_trouble: self.no_segment.as_ref().map(|(why, _)| why.clone()),
             log_dead: self.log.dead().map(|r| r.to_string()).or_else(|| self.failed.as_ref().map(|r| r.to_string())),
             ..self.stats.clone()

@@ -13,6 +13,8 @@ mod api;
 #[cfg(feature = "engine")]
 mod block_cache;
 #[cfg(feature = "engine")]
+mod compact;
+#[cfg(feature = "engine")]
 mod destage;
 #[cfg(feature = "engine")]
 mod device;
@@ -40,6 +42,8 @@ mod write;
 #[cfg(feature = "engine")]
 pub use admin::{delete, resize};
 pub use api::*;
+#[cfg(feature = "engine")]
+pub use compact::CompactionTuning;
 #[cfg(feature = "engine")]
 pub use engine::{Tuning, Volume, WallClock};
 #[cfg(feature = "engine")]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::block_cache::BlockCache;
+use super::compact::Compact;
 use super::destage::Destage;
 use super::dirty::{DirtyMap, Source};
 use super::engine::{State, Tuning, Volume, WallClock};
@@ -269,6 +270,9 @@ impl Volume {
         let (log, anchor) = LogWriter::open(options, recovered, segments);
         parts.device.write(log.current_segment(), 0, &anchor)?;
         parts.device.sync(log.current_segment())?;
+        let copier = BlockReader::new(manifest.id, parts.table.clone(), parts.store.clone(), None);
+        let earlier = manifest.epochs.iter().map(|e| e.epoch).filter(|e| *e < epoch);
+        let compact = Compact::new(&parts.table, earlier);
         let reader = BlockReader::new(manifest.id, parts.table.clone(), parts.store.clone(), parts.frame_cache);
         let mut volume = Volume {
             id: manifest.id,
@@ -278,6 +282,8 @@ impl Volume {
             chunk_bytes: u64::from(manifest.chunk_bytes),
             name: manifest.name,
             epoch,
+            first_seq: state.seq + 1,
+            compact,
             tuning: parts.tuning,
             wall: parts.wall,
             now_us: 0,
@@ -288,6 +294,7 @@ impl Volume {
                 store: parts.store,
                 table: parts.table,
                 reader: Arc::new(reader),
+                copier: Arc::new(copier),
                 device: parts.device,
                 blocking: parts.blocking,
                 closing: Arc::new(Closing::default()),

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use blockd::chunk::Codec;
+use blockd::chunk::{ChunkKind, ChunkName, Codec, read_index};
 use blockd::manifest::{self, Durability, Manifest, VolumeState};
 use blockd::store::{
     FaultPlan, FaultRates, FaultyStore, ListEntry, MemoryStore, ObjectMeta, ObjectStore, Outage, PutMode, Version,
 };
-use blockd::table::{MemKv, Table};
+use blockd::table::{MemKv, Position, RebuildKey, Table, TableError};
 use blockd::types::{BLOCK_SIZE, VolumeId};
 use blockd::volume::{
-    Blocking, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, Token, Tuning, Volume,
+    Blocking, CompactionTuning, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, Token, Tuning, Volume,
     WriteData,
 };
 use bytes::Bytes;
@@ -104,6 +104,8 @@ pub struct World {
     bucket: Arc<MemoryStore>,
     plan: Arc<FaultPlan>,
     kv: Arc<MemKv>,
+    /// The newest checkpoint in the bucket: a copy of the table, and its position.
+    checkpoint: Option<(Arc<MemKv>, Position)>,
     client: ClientModel,
     history: History,
     durability: Durability,
@@ -130,6 +132,7 @@ enum End {
 
 struct Life {
     volume: Volume,
+    table: Arc<Table>,
     logs: Vec<PendingLog>,
     reads: HashMap<Token, PendingRead>,
     jobs: JoinSet<()>,
@@ -172,12 +175,19 @@ impl World {
             destage_age_us: [2_000, 50_000, 5_000_000][rng.random_range(0..3)],
             puts_max: rng.random_range(1..5),
             log_depth: rng.random_range(1..4),
+            compaction: CompactionTuning {
+                rate: [0, 1 << 20, 1 << 40][rng.random_range(0..3)],
+                ratio: [1.1, 1.5, 2.0][rng.random_range(0..3)],
+                floor: 0.2,
+            },
+            delete_grace_us: [1_000, 100_000, 1_000_000][rng.random_range(0..3)],
         };
         Self {
             disk: Arc::new(SimDisk::new(SEGMENT_BYTES)),
             bucket,
             plan: FaultPlan::new(rng.random()),
             kv: MemKv::new(),
+            checkpoint: None,
             client: ClientModel::new(SECTORS),
             history: History::default(),
             durability,
@@ -212,12 +222,15 @@ impl World {
             self.step(&mut life).await;
         }
         let last = self.settle_down(&mut life).await;
+        self.tidy_up(&mut life).await;
         self.close(&mut life).await;
         drop(life);
         assert_eq!(self.stored_lsn, last, "everything reaches the bucket when it can");
 
+        let rebuilt = self.rebuild().await;
         self.disk.wipe();
-        self.kv = MemKv::new();
+        // Either from the checkpoint and the headers after it, or from headers alone.
+        self.kv = if self.rng.random_bool(0.5) { MemKv::new() } else { rebuilt };
         self.owner = [0xEE; 16];
         let mut life = self.open(End::DiskLost).await.expect("the bucket alone is enough");
         let all = self.read_all(&mut life).await;
@@ -280,6 +293,9 @@ impl World {
             if self.rng.random_bool(0.01) {
                 self.rest(&mut life).await;
             }
+            if self.rng.random_bool(0.02) {
+                self.make_checkpoint(&mut life);
+            }
             self.random_request(&mut life);
             self.step(&mut life).await;
         }
@@ -333,11 +349,17 @@ impl World {
     async fn open(&mut self, _after: End) -> Option<Life> {
         let store =
             CrashStore { inner: FaultyStore::new(self.bucket.clone(), self.plan.clone()), disk: self.disk.clone() };
-        let table = Arc::new(Table::in_memory(self.kv.clone(), self.volume_id().await).unwrap());
+        let mut table = Arc::new(Table::in_memory(self.kv.clone(), self.volume_id().await).unwrap());
+        if let Some((copy, position)) = &self.checkpoint
+            && table.position() < *position
+        {
+            self.kv = copy.copy();
+            table = Arc::new(Table::in_memory(self.kv.clone(), self.volume_id().await).unwrap());
+        }
         let parts = Parts {
             store: Arc::new(store),
             device: self.disk.clone(),
-            table,
+            table: table.clone(),
             frame_cache: None,
             blocking: Blocking::Inline,
             wall: Arc::new(|| 0),
@@ -373,6 +395,7 @@ impl World {
         let (sender, done) = mpsc::unbounded_channel();
         let mut life = Life {
             volume,
+            table,
             logs: Vec::new(),
             reads: HashMap::new(),
             jobs: JoinSet::new(),
@@ -380,9 +403,82 @@ impl World {
             done,
             closing: false,
         };
+        if let Some((_, position)) = &self.checkpoint {
+            life.volume.checkpointed(*position);
+        }
         life.volume.advance(self.now_us);
         self.carry_out(&mut life);
         Some(life)
+    }
+
+    /// A copy of the table reaches the bucket, and the manifest refers to it.
+    fn make_checkpoint(&mut self, life: &mut Life) {
+        if self.disk.crashed() {
+            return;
+        }
+        let copy = self.kv.copy();
+        let position = Table::in_memory(copy.clone(), life.volume.id()).unwrap().position();
+        if position.seq > 0 {
+            self.checkpoint = Some((copy, position));
+            life.volume.checkpointed(position);
+        }
+    }
+
+    /// Lets compaction and deletion do all they can, and checks what is left.
+    async fn tidy_up(&mut self, life: &mut Life) {
+        for round in 0.. {
+            assert!(round < 20_000, "compaction and deletion never come to rest: {:?}", life.volume.stats());
+            self.let_pass(life, Duration::from_millis(2), 50_000).await;
+            let idle = life.volume.is_tidy();
+            if idle && (self.checkpoint.is_none() || life.volume.waits_for_checkpoint() > 0) {
+                self.make_checkpoint(life);
+                // An empty volume has none to make.
+                if self.checkpoint.is_none() {
+                    break;
+                }
+            } else if idle {
+                break;
+            }
+        }
+        life.table.recount().expect("accounts are exact");
+        let stats = life.volume.stats();
+        tracing::info!(?stats, "tidy");
+        assert_eq!(stats.compaction_trouble, None);
+        if self.checkpoint.is_some() {
+            assert_eq!(stats.deletable_bytes, 0, "dead chunks are left: {stats:?}");
+        }
+        let epochs = manifest::load(self.bucket.as_ref(), NAME).await.unwrap().0.epochs;
+        for key in self.bucket.keys() {
+            let Some(name) = ChunkName::parse(&key) else { continue };
+            let next = epochs.iter().find(|e| e.epoch > name.epoch).map_or(u64::MAX, |e| e.first_seq);
+            let current = name.epoch == life.volume.epoch();
+            // Of earlier owners there may be chunks that arrived too late to count.
+            let in_history = !name.is_relocated() && name.seq < next;
+            if current || in_history {
+                assert!(life.table.knows(name.seq), "{key} is garbage");
+            }
+        }
+    }
+
+    /// A table made of nothing but headers.
+    async fn rebuild(&mut self) -> Arc<MemKv> {
+        let manifest = manifest::load(self.bucket.as_ref(), NAME).await.unwrap().0;
+        let applied = Table::in_memory(self.kv.clone(), manifest.id).unwrap().applied();
+        let mut headers = Vec::new();
+        for name in self.bucket.keys().iter().filter_map(|key| ChunkName::parse(key)) {
+            let next = manifest.epochs.iter().find(|e| e.epoch > name.epoch).map_or(u64::MAX, |e| e.first_seq);
+            let index = read_index(self.bucket.as_ref(), &name).await.unwrap();
+            if index.kind != ChunkKind::Seal && (name.is_relocated() || name.seq < next) {
+                headers.push(index);
+            }
+        }
+        headers.sort_by_key(|index| RebuildKey::new(&index.name, index.basis()));
+        let kv = MemKv::new();
+        let table = Table::in_memory(kv.clone(), manifest.id).unwrap();
+        table.rebuild(headers.into_iter().map(Ok::<_, TableError>), applied).unwrap();
+        table.recount().unwrap();
+        table.persist().unwrap();
+        kv
     }
 
     async fn volume_id(&self) -> VolumeId {
@@ -587,7 +683,11 @@ impl World {
                     }
                     match (life.reads.remove(&done.token), done.result) {
                         (Some(read), Ok(Outcome::Data(data))) => self.check_read(&read, &data.bytes, &data.holes),
-                        (Some(_), Err(IoError::Read(_) | IoError::Shutdown)) => {}
+                        (Some(_), Err(IoError::Read(why))) => {
+                            let lost = why.contains("missing from the bucket") || why.contains("not listed");
+                            assert!(!lost, "a chunk that is needed was deleted: {why}");
+                        }
+                        (Some(_), Err(IoError::Shutdown)) => {}
                         (None, Ok(_)) => self.client.acked(done.token),
                         (None, Err(IoError::Shutdown)) if life.closing => {}
                         (_, other) => panic!("unexpected answer {other:?}"),
