@@ -33,6 +33,11 @@ impl ChunkName {
         format!("chunks/{:02x}/{}/{:016x}-{:016x}", self.digest() as u8, self.volume, self.epoch, self.seq)
     }
 
+    /// What the keys of those of a volume's chunks begin with that stand under the prefix number `spread`.
+    pub fn prefix(volume: VolumeId, spread: u8) -> String {
+        format!("chunks/{spread:02x}/{volume}/")
+    }
+
     /// The name behind `key`, or nothing when it is not one that [`Self::key`] makes.
     pub fn parse(key: &str) -> Option<Self> {
         let mut parts = key.strip_prefix("chunks/")?.splitn(3, '/');

@@ -4,6 +4,7 @@ use super::open::OpenError;
 use crate::chunk::ChunkName;
 use crate::manifest::{self, ManifestError, VolumeState};
 use crate::store::ObjectStore;
+use crate::types::VolumeId;
 
 /// Keys handed to the store in one deletion.
 const DELETE_BATCH: u64 = 1000;
@@ -49,5 +50,22 @@ pub async fn delete(store: &dyn ObjectStore, name: &str, progress: impl Fn(u64, 
             seq = until;
         }
     }
+    delete_relocated(store, manifest.id).await?;
     manifest::remove(store, name).await.map_err(error)
+}
+
+/// Deletes what compaction wrote, and whatever else stands under the volume's prefixes: its numbers have gaps, so only
+/// a listing tells them all.
+async fn delete_relocated(store: &dyn ObjectStore, volume: VolumeId) -> Result<(), OpenError> {
+    for spread in 0..=255u8 {
+        let prefix = ChunkName::prefix(volume, spread);
+        let mut after: Option<String> = None;
+        loop {
+            let page = store.list(&prefix, after.as_deref()).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.key.clone());
+            store.delete(&page.into_iter().map(|entry| entry.key).collect::<Vec<_>>()).await?;
+        }
+    }
+    Ok(())
 }
