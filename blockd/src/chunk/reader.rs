@@ -75,12 +75,7 @@ impl BlockReader {
 
     /// As [`Self::read`], for blocks that were looked up already: `mapped` covers all of `out`, which begins with block
     /// `lba`.
-    pub async fn read_mapped(
-        &self,
-        lba: Lba,
-        mapped: &[Mapped],
-        out: &mut [u8],
-    ) -> Result<Vec<(u64, u64)>, ReadError> {
+    pub async fn read_mapped(&self, lba: Lba, mapped: &[Mapped], out: &mut [u8]) -> Result<Vec<(u64, u64)>, ReadError> {
         let Plan { mut needs, zeroes } = Plan::new(&self.table, lba, mapped)?;
         for (first, blocks) in &zeroes {
             out[*first as usize * BLOCK..][..*blocks as usize * BLOCK].fill(0);

@@ -214,7 +214,8 @@ fn golden_chunks_read_and_uncompressed_ones_are_written_the_same() {
         });
     }
     let relocated = ChunkName { seq: RELOCATED | 1 << 32 | 1, ..name(1) };
-    let draft = ChunkDraft { name: relocated, first_lsn: 9, last_lsn: 40, ..draft(1, Codec::None, pieces(&GOLDEN_PLAN)) };
+    let draft =
+        ChunkDraft { name: relocated, first_lsn: 9, last_lsn: 40, ..draft(1, Codec::None, pieces(&GOLDEN_PLAN)) };
     golden("relocated-v1.bin", &draft.encode().unwrap().bytes, true, |kept| {
         let index = ChunkIndex::decode(kept, &relocated).unwrap();
         assert_eq!((index.kind, index.basis(), index.last_lsn), (ChunkKind::Relocated, 9, 40));

@@ -20,9 +20,9 @@ mod kv;
 pub mod leaf;
 mod lookup;
 mod memory;
-mod rocks;
-mod relocate;
 mod reclaim;
+mod relocate;
+mod rocks;
 mod simulate;
 mod space;
 mod spans;
@@ -73,7 +73,9 @@ pub enum TableError {
         expected: VolumeId,
     },
     /// Written by an older program.
-    #[error("translation table version {found} is older than this program's; move it away: it is rebuilt from the bucket")]
+    #[error(
+        "translation table version {found} is older than this program's; move it away: it is rebuilt from the bucket"
+    )]
     Older {
         /// Its version.
         found: u32,
@@ -96,7 +98,9 @@ pub enum TableError {
         source: rocksdb::Error,
     },
     /// A block is mapped to a chunk that has no entry, or had none any more when it was looked at.
-    #[error("the translation table is damaged: chunk {id:x} is not listed (move its directory away: it is rebuilt from the bucket)")]
+    #[error(
+        "the translation table is damaged: chunk {id:x} is not listed (move its directory away: it is rebuilt from the bucket)"
+    )]
     Unlisted {
         /// The chunk's id.
         id: u64,

@@ -1,10 +1,10 @@
 //! Which dead chunks may be deleted, and forgetting them once they are.
 
+use super::TableError;
 use super::key;
 use super::kv::Batch;
 use super::space::{Change, Origin, Position, Usage};
 use super::table::Table;
-use super::TableError;
 use crate::chunk::{ChunkName, RELOCATED};
 use crate::types::VolumeId;
 

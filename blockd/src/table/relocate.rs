@@ -317,7 +317,8 @@ impl Piece {
         let mut sets = Vec::new();
         for run in leaf.runs() {
             let (from, to) = (run.start.max(self.start), (run.start + run.blocks).min(self.start + self.blocks));
-            if from < to && run.target.advanced((from - run.start).into()) == self.source.advanced((from - self.start).into())
+            if from < to
+                && run.target.advanced((from - run.start).into()) == self.source.advanced((from - self.start).into())
             {
                 sets.push((from, to - from, self.copy.advanced((from - self.start).into())));
             }

@@ -236,8 +236,7 @@ impl Change {
     /// batch is written, or the chunk whose count is wrong.
     pub fn settle(self, chunks: &Chunks, (death, relocated): (u64, u64), batch: &mut Batch) -> Result<Settled, u64> {
         let mut settled = Settled::default();
-        let touched: BTreeSet<u64> =
-            self.gone.keys().chain(self.added.keys()).chain(&self.carried).copied().collect();
+        let touched: BTreeSet<u64> = self.gone.keys().chain(self.added.keys()).chain(&self.carried).copied().collect();
         for id in touched {
             let known = chunks.used.get(&id);
             let Some(mut usage) = self.added.get(&id).or(known).copied() else {

@@ -83,13 +83,7 @@ impl World {
         let seq = self.table.newest_relocated().max(RELOCATED) + 1;
         let name = ChunkName { volume: VOLUME, epoch: 1, seq };
         let made = chunk(seq, &parts);
-        let index = ChunkIndex {
-            name,
-            kind: ChunkKind::Relocated,
-            first_lsn: basis.seq,
-            last_lsn: basis.lsn,
-            ..made
-        };
+        let index = ChunkIndex { name, kind: ChunkKind::Relocated, first_lsn: basis.seq, last_lsn: basis.lsn, ..made };
         let copied = sources.iter().flat_map(|run| (0..run.blocks).map(|i| run.target.advanced(i as u16)));
         let copied = copied.map(|target| content(&self.bucket, target)).collect();
         if lost {

@@ -281,10 +281,7 @@ fn the_stored_bytes_are_as_documented() {
     assert_eq!(key::decode_usage(&key::encode_usage(&usage)), Some(usage));
     assert_eq!(key::dead(7), *b"D\0\0\0\0\0\0\0\x07");
     let dead = Dead { birth: 1, death: 2, relocated: 4, stored: 3 };
-    assert_eq!(
-        key::encode_dead(&dead),
-        *b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0"
-    );
+    assert_eq!(key::encode_dead(&dead), *b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0");
     assert_eq!(key::decode_dead(&key::encode_dead(&dead)), Some(dead));
     assert_eq!(key::decode_pair(&key::encode_pair(3, 4)), Some((3, 4)));
 }

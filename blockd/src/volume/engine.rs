@@ -518,12 +518,7 @@ impl Volume {
             dirty_memory_bytes: self.log.memory() as u64,
             cache_memory_bytes: self.cache.bytes() as u64,
             store_trouble: self.backend.trouble.lock().expect("no code panics while it holds this lock").clone(),
-            compaction_trouble: self
-                .compact
-                .trouble
-                .lock()
-                .expect("no code panics while it holds this lock")
-                .clone(),
+            compaction_trouble: self.compact.trouble.lock().expect("no code panics while it holds this lock").clone(),
             compacting: self.compact.is_running(),
             live_bytes: space.live_bytes,
             dead_bytes: space.stored_bytes - space.live_bytes,

@@ -14,8 +14,8 @@ use blockd::store::{
 use blockd::table::{MemKv, Position, RebuildKey, Table, TableError};
 use blockd::types::{BLOCK_SIZE, VolumeId};
 use blockd::volume::{
-    Blocking, CompactionTuning, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, Token, Tuning, Volume,
-    WriteData,
+    Blocking, CompactionTuning, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow,
+    Token, Tuning, Volume, WriteData,
 };
 use bytes::Bytes;
 use rand::rngs::SmallRng;

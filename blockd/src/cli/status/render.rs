@@ -128,7 +128,8 @@ fn troubles(volume: &VolumeStatus) -> Vec<String> {
         troubles.extend(stats.log_trouble.iter().map(|why| {
             format!("{name}: the log cannot grow: {why}; it goes on with what it has, and writers may have to wait")
         }));
-        troubles.extend(stats.compaction_trouble.iter().map(|why| format!("{name}: compaction does not get on: {why}")));
+        troubles
+            .extend(stats.compaction_trouble.iter().map(|why| format!("{name}: compaction does not get on: {why}")));
         troubles.extend(stats.store_trouble.iter().map(|why| format!("{name}: destaging does not get on: {why}")));
     }
     troubles

@@ -7,7 +7,9 @@ use super::super::job::{Backend, Pause, Stopped};
 use super::policy::{self, CompactionTuning};
 use super::sweep::next_number;
 use crate::buf::{AlignedBuf, Slice};
-use crate::chunk::{Chunk, ChunkDraft, ChunkExtent, ChunkIndex, ChunkName, Codec, ExtentKind, Piece, ReadError, read_index};
+use crate::chunk::{
+    Chunk, ChunkDraft, ChunkExtent, ChunkIndex, ChunkName, Codec, ExtentKind, Piece, ReadError, read_index,
+};
 use crate::table::{Applied, Gathered, Mapped, Moved, Position, Space};
 use crate::types::{BLOCK, VolumeId};
 
@@ -95,12 +97,10 @@ impl Backend {
                     }
                     let snapshot = order.held.iter().max().copied().unwrap_or(0);
                     let mut candidates = table.with_usage(Clone::clone);
-                    candidates.retain(|id, usage| {
-                        usage.birth > snapshot && !order.avoid.contains(id) && table.is_own(*id)
-                    });
+                    candidates
+                        .retain(|id, usage| usage.birth > snapshot && !order.avoid.contains(id) && table.is_own(*id));
                     let applied = table.applied().seq;
-                    let chosen =
-                        policy::choose(&candidates, &order.tuning, order.chunk_bytes, applied, order.quiet);
+                    let chosen = policy::choose(&candidates, &order.tuning, order.chunk_bytes, applied, order.quiet);
                     Ok((dropped, chosen))
                 })
                 .await?
@@ -224,12 +224,7 @@ impl Backend {
     }
 
     /// Lets the table refer to a copy that is in the bucket. A table that fails is waited for: the copy is there.
-    async fn bring_in(
-        &self,
-        index: ChunkIndex,
-        sources: Vec<Mapped>,
-        carried: Vec<u64>,
-    ) -> Result<Moved, Failure> {
+    async fn bring_in(&self, index: ChunkIndex, sources: Vec<Mapped>, carried: Vec<u64>) -> Result<Moved, Failure> {
         let work = Arc::new((index, sources, carried));
         let mut pause = Pause::default();
         loop {
@@ -301,8 +296,7 @@ fn split_off(sources: &mut Vec<Mapped>, blocks: u64) -> Vec<Mapped> {
     if left > 0 {
         let cut = rest[0];
         sources.push(Mapped { blocks: left, ..cut });
-        rest[0] =
-            Mapped { lba: cut.lba + left, blocks: cut.blocks - left, target: cut.target.advanced(left as u16) };
+        rest[0] = Mapped { lba: cut.lba + left, blocks: cut.blocks - left, target: cut.target.advanced(left as u16) };
     }
     rest
 }

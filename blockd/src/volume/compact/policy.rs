@@ -83,8 +83,7 @@ mod tests {
     const CHUNK: u64 = 1 << 20;
 
     fn chunks(parts: &[u32]) -> BTreeMap<u64, Usage> {
-        let usage =
-            |birth: u64, live| Usage { live, total: 100, stored: CHUNK, birth, tombs: 0 };
+        let usage = |birth: u64, live| Usage { live, total: 100, stored: CHUNK, birth, tombs: 0 };
         (1..).zip(parts).map(|(id, live)| (id, usage(id, *live))).collect()
     }
 
