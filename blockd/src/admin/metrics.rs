@@ -35,6 +35,23 @@ const VOLUME_GAUGES: &[Metric<VolumeStats, f64>] = &[
     ("blockd_volume_cache_memory_bytes", Unit::Bytes, "Memory held by recently read blocks", |s| {
         s.cache_memory_bytes as f64
     }),
+    ("blockd_volume_live_bytes", Unit::Bytes, "Bytes in the bucket that the volume's blocks are mapped to", |s| {
+        s.live_bytes as f64
+    }),
+    ("blockd_volume_dead_bytes", Unit::Bytes, "Bytes in the bucket that are not needed any more", |s| {
+        s.dead_bytes as f64
+    }),
+    ("blockd_volume_deletable_bytes", Unit::Bytes, "Bytes of dead chunks that wait to be deleted", |s| {
+        s.deletable_bytes as f64
+    }),
+    ("blockd_volume_stored_bytes", Unit::Bytes, "Bytes of the volume's chunks in the bucket", |s| {
+        s.stored_bytes as f64
+    }),
+    ("blockd_volume_bucket_chunks", Unit::Count, "The volume's chunks in the bucket", |s| s.bucket_chunks as f64),
+    ("blockd_volume_compacting", Unit::Count, "1 while a round of compaction is under way", |s| flag(s.compacting)),
+    ("blockd_volume_compaction_trouble", Unit::Count, "1 while compaction does not get on", |s| {
+        flag(s.compaction_trouble.is_some())
+    }),
     ("blockd_volume_log_trouble", Unit::Count, "1 while the log cannot grow to its size", |s| {
         flag(s.log_trouble.is_some())
     }),
@@ -71,6 +88,13 @@ const VOLUME_COUNTERS: &[Metric<VolumeStats, u64>] = &[
         s.chunk_raw_bytes
     }),
     ("blockd_volume_chunk_stored_bytes_total", Unit::Bytes, "Stored chunks", |s| s.chunk_stored_bytes),
+    ("blockd_volume_relocated_chunks_total", Unit::Count, "Chunks stored by compaction", |s| s.relocated_chunks),
+    ("blockd_volume_relocated_bytes_total", Unit::Bytes, "Chunks stored by compaction", |s| s.relocated_bytes),
+    ("blockd_volume_relocated_read_bytes_total", Unit::Bytes, "Bytes read by compaction", |s| s.relocated_read_bytes),
+    ("blockd_volume_compaction_failures_total", Unit::Count, "Failed rounds of compaction", |s| s.compaction_failures),
+    ("blockd_volume_deleted_chunks_total", Unit::Count, "Dead chunks deleted", |s| s.deleted_chunks),
+    ("blockd_volume_deleted_bytes_total", Unit::Bytes, "Dead chunks deleted", |s| s.deleted_bytes),
+    ("blockd_volume_delete_failures_total", Unit::Count, "Failed deletions of dead chunks", |s| s.delete_failures),
 ];
 
 const STORE_COUNTERS: &[Metric<StoreCounters, u64>] = &[

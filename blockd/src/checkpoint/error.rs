@@ -3,9 +3,9 @@
 use std::io;
 
 use super::format::CheckpointFormatError;
-use crate::manifest::ManifestError;
+use crate::manifest::{CheckpointPointer, ManifestError};
 use crate::store::StoreError;
-use crate::table::{Applied, TableError};
+use crate::table::{Applied, Position, TableError};
 
 /// A failure with a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -62,10 +62,25 @@ pub enum Flaw {
     #[error("holds the table at {found:?}, not at {expected:?}")]
     Position {
         /// As the manifest says.
-        expected: Applied,
+        expected: Stand,
         /// As the table says.
-        found: Applied,
+        found: Stand,
     },
+}
+
+/// How far a table or a checkpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stand {
+    /// The history.
+    pub applied: Applied,
+    /// With the relocated chunks.
+    pub position: Position,
+}
+
+impl From<&CheckpointPointer> for Stand {
+    fn from(pointer: &CheckpointPointer) -> Self {
+        Self { applied: Applied { seq: pointer.seq, lsn: pointer.lsn }, position: pointer.into() }
+    }
 }
 
 impl CheckpointError {

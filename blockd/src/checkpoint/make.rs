@@ -180,7 +180,7 @@ impl Keeper {
             name: self.next_name(),
             seq: frozen.applied.seq,
             lsn: frozen.applied.lsn,
-            relocated: 0,
+            relocated: frozen.position.relocated,
             made_ms: ask.now_ms,
             files,
         };

@@ -10,8 +10,6 @@ use crate::manifest::Manifest;
 use crate::store::{ListEntry, ObjectStore, StoreError};
 use crate::types::VolumeId;
 
-/// Set in the seq of relocated chunks, which are counted on their own.
-pub const RELOCATED: u64 = 1 << 63;
 /// Prefixes over which a volume's chunks are spread.
 const PREFIXES: u32 = 256;
 /// Prefixes listed at the same time.
@@ -78,7 +76,7 @@ pub fn history(manifest: &Manifest, chunks: &[Listed], end: u64) -> History {
     let mut history = History::default();
     let mut fresh: BTreeMap<u64, ChunkName> = BTreeMap::new();
     for Listed { name, .. } in chunks {
-        if name.seq & RELOCATED != 0 {
+        if name.is_relocated() {
             let settled = manifest.epochs.iter().any(|e| e.epoch == name.epoch && e.first_seq > 0);
             if settled { history.relocated.push(*name) } else { history.others.push(*name) }
         } else if name.seq <= end && manifest.epoch_of(name.seq) == name.epoch {

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 
-use super::error::{CheckpointError, Flaw};
+use super::error::{CheckpointError, Flaw, Stand};
 use super::format::{Checkpoint, Content, TableFile};
 use super::seal::open_object;
 use crate::crypt::Keys;
 use crate::manifest::{CheckpointName, CheckpointPointer};
 use crate::store::{ObjectStore, StoreErrorKind};
-use crate::table::{Applied, Stage, Table, TableHome};
+use crate::table::{Applied, Position, Stage, Table, TableHome};
 use crate::types::VolumeId;
 use crate::volume::Blocking;
 
@@ -68,8 +68,7 @@ pub async fn restore(
         .await?;
     let key = pointer.object.key();
     let table = opened.map_err(|e| CheckpointError::damaged(&key, Flaw::Table(e.to_string())))?;
-    let expected = Applied { seq: pointer.seq, lsn: pointer.lsn };
-    let found = table.applied();
+    let (expected, found) = (Stand::from(pointer), Stand { applied: table.applied(), position: table.position() });
     if found != expected {
         return Err(CheckpointError::damaged(&key, Flaw::Position { expected, found }));
     }
@@ -120,8 +119,11 @@ pub async fn fetch_checkpoint(
     keys: Option<&Keys>,
 ) -> Result<Checkpoint, CheckpointError> {
     let checkpoint = fetch_object(store, &pointer.object, keys).await?;
-    let (expected, found) =
-        (Applied { seq: pointer.seq, lsn: pointer.lsn }, Applied { seq: checkpoint.seq, lsn: checkpoint.lsn });
+    let found = Stand {
+        applied: Applied { seq: checkpoint.seq, lsn: checkpoint.lsn },
+        position: Position { seq: checkpoint.seq, relocated: checkpoint.relocated },
+    };
+    let expected = Stand::from(pointer);
     match expected == found {
         true => Ok(checkpoint),
         false => Err(CheckpointError::damaged(&pointer.object.key(), Flaw::Position { expected, found })),

@@ -42,11 +42,11 @@ pub enum Piece {
 /// What goes into a chunk. The pieces are sorted by address and do not overlap.
 #[derive(Clone, Debug)]
 pub struct ChunkDraft {
-    /// Its identity; never used before.
+    /// Its identity; never used before. It also says whether the chunk is part of the history or relocated.
     pub name: ChunkName,
-    /// The oldest LSN in it.
+    /// The oldest LSN in it; the basis of a relocated chunk.
     pub first_lsn: Lsn,
-    /// The newest LSN in it.
+    /// The newest LSN in it; that of the basis in a relocated chunk.
     pub last_lsn: Lsn,
     /// How to compress its frames.
     pub codec: Codec,
@@ -89,7 +89,7 @@ impl ChunkDraft {
     /// Compresses, encrypts with `keys` if the volume is encrypted, and lays out the chunk. CPU heavy (see
     /// `docs/performance.md`): call it off the async threads. Of one name no two drafts may ever be encrypted.
     pub fn encode(&self, keys: Option<&Keys>) -> Result<Chunk, ChunkError> {
-        if self.first_lsn > self.last_lsn {
+        if !self.name.is_relocated() && self.first_lsn > self.last_lsn {
             return Err(ChunkError::BadLsns(self.name, self.first_lsn, self.last_lsn));
         }
         let extents = self.extents()?;
@@ -122,7 +122,7 @@ impl ChunkDraft {
         }
         let index = ChunkIndex {
             name: self.name,
-            kind: ChunkKind::Data,
+            kind: if self.name.is_relocated() { ChunkKind::Relocated } else { ChunkKind::Data },
             first_lsn: self.first_lsn,
             last_lsn: self.last_lsn,
             created_ms: self.created_ms,

@@ -116,6 +116,9 @@ pub enum ChunkKind {
     Data = 1,
     /// The end of an epoch: it stands where the epoch's next chunk would, so that a late owner cannot put one.
     Seal = 2,
+    /// Blocks and zeroes that stood in other chunks: what was true after all chunks of the history up to a *basis* were
+    /// applied. No part of the history itself.
+    Relocated = 3,
 }
 
 /// What an extent says of its blocks.
@@ -150,9 +153,9 @@ pub struct ChunkIndex {
     pub name: ChunkName,
     /// What it is.
     pub kind: ChunkKind,
-    /// The oldest LSN it holds; 0 in a seal.
+    /// The oldest LSN it holds; 0 in a seal; the basis, a seq, in a relocated chunk.
     pub first_lsn: Lsn,
-    /// The newest LSN it holds; 0 in a seal.
+    /// The newest LSN it holds; 0 in a seal; the newest LSN of the basis in a relocated chunk.
     pub last_lsn: Lsn,
     /// When it was made, Unix time in milliseconds.
     pub created_ms: u64,
@@ -166,6 +169,11 @@ impl ChunkIndex {
     /// Length of the header of a chunk with so many extents and frames.
     pub(super) fn header_len(extents: usize, frames: usize) -> usize {
         PREAMBLE + extents * EXTENT_ROW + frames * FRAME_ROW
+    }
+
+    /// The seq of the history after which it is true: its own, or the basis of a relocated chunk.
+    pub fn basis(&self) -> u64 {
+        if self.kind == ChunkKind::Relocated { self.first_lsn } else { self.name.seq }
     }
 
     /// The whole object's length in bytes.
@@ -264,8 +272,12 @@ impl ChunkIndex {
         let kind = match preamble.kind {
             1 => ChunkKind::Data,
             2 => ChunkKind::Seal,
+            3 => ChunkKind::Relocated,
             _ => return Err(FormatError::Invalid("the kind of chunk is unknown")),
         };
+        if name.is_relocated() != (kind == ChunkKind::Relocated) {
+            return Err(FormatError::Invalid("the kind of chunk and its number disagree"));
+        }
         let (extents, frames) = (preamble.extents.get() as usize, preamble.frames.get() as usize);
         if extents > MAX_EXTENTS || frames > MAX_PAYLOAD_BLOCKS || Self::header_len(extents, frames) != len {
             return Err(FormatError::Invalid("the header's length and its row counts disagree"));
@@ -273,7 +285,7 @@ impl ChunkIndex {
         if preamble.reserved != 0 || preamble.reserved2.get() != 0 {
             return Err(FormatError::Invalid("a reserved field is not zero"));
         }
-        if preamble.first_lsn.get() > preamble.last_lsn.get() {
+        if kind != ChunkKind::Relocated && preamble.first_lsn.get() > preamble.last_lsn.get() {
             return Err(FormatError::Invalid("the LSN range is reversed"));
         }
         let (extent_rows, frame_rows) = rows.split_at(extents * EXTENT_ROW);

@@ -6,6 +6,9 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::types::VolumeId;
 
+/// Set in the `seq` of chunks that compaction wrote: they are no part of the volume's history, and count by themselves.
+pub const RELOCATED: u64 = 1 << 63;
+
 /// The identity of a chunk: whose it is, who wrote it, and its place in the volume's history.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChunkName {
@@ -13,15 +16,26 @@ pub struct ChunkName {
     pub volume: VolumeId,
     /// The ownership epoch in which it was written.
     pub epoch: u64,
-    /// Its place in the volume's contiguous sequence; the first chunk is 1.
+    /// Its place in the volume's contiguous sequence; the first chunk is 1. With [`RELOCATED`] the number of a chunk
+    /// that compaction wrote.
     pub seq: u64,
 }
 
 impl ChunkName {
+    /// Whether compaction wrote it.
+    pub fn is_relocated(&self) -> bool {
+        self.seq & RELOCATED != 0
+    }
+
     /// The object key: `chunks/<spread>/<volume>/<epoch>-<seq>`, the two hex digits of `spread` distributing one
     /// volume over 256 prefixes.
     pub fn key(&self) -> String {
         format!("chunks/{:02x}/{}/{:016x}-{:016x}", self.digest() as u8, self.volume, self.epoch, self.seq)
+    }
+
+    /// What the keys of those of a volume's chunks begin with that stand under the prefix number `spread`.
+    pub fn prefix(volume: VolumeId, spread: u8) -> String {
+        format!("chunks/{spread:02x}/{volume}/")
     }
 
     /// The name behind `key`, or nothing when it is not one that [`Self::key`] makes.

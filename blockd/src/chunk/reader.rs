@@ -18,7 +18,7 @@ use super::plan::{Need, Plan};
 use crate::cache::{FrameCache, FrameKey};
 use crate::crypt::Keys;
 use crate::store::ObjectStore;
-use crate::table::Table;
+use crate::table::{Mapped, Table, TableError};
 use crate::types::{BLOCK, Lba, VolumeId};
 
 /// Requests of one read that are under way at the same time.
@@ -65,8 +65,26 @@ impl BlockReader {
     /// Runs lookups and decoding on the calling thread: call it on ordinary tokio threads.
     pub async fn read(&self, lba: Lba, out: &mut [u8]) -> Result<Vec<(u64, u64)>, ReadError> {
         assert!(out.len().is_multiple_of(BLOCK), "reads are of whole blocks");
-        let mapped = self.table.lookup(lba, (out.len() / BLOCK) as u64)?;
-        let Plan { mut needs, zeroes } = Plan::new(&self.table, lba, &mapped)?;
+        let blocks = (out.len() / BLOCK) as u64;
+        let mut mapped = self.table.lookup(lba, blocks)?;
+        loop {
+            let gone = match self.read_mapped(lba, &mapped, out).await {
+                Err(error @ (ReadError::Missing { .. } | ReadError::Table(TableError::Unlisted { .. }))) => error,
+                other => return other,
+            };
+            // Compaction may have moved the blocks after they were looked up, and the chunk been deleted since.
+            let again = self.table.lookup(lba, blocks)?;
+            if again == mapped {
+                return Err(gone);
+            }
+            mapped = again;
+        }
+    }
+
+    /// As [`Self::read`], for blocks that were looked up already: `mapped` covers all of `out`, which begins with block
+    /// `lba`.
+    pub async fn read_mapped(&self, lba: Lba, mapped: &[Mapped], out: &mut [u8]) -> Result<Vec<(u64, u64)>, ReadError> {
+        let Plan { mut needs, zeroes } = Plan::new(&self.table, lba, mapped)?;
         for (first, blocks) in &zeroes {
             out[*first as usize * BLOCK..][..*blocks as usize * BLOCK].fill(0);
         }

@@ -222,6 +222,14 @@ fn golden_chunks_read_and_uncompressed_ones_are_written_the_same() {
             });
         });
     }
+    let relocated = ChunkName { seq: RELOCATED | 1 << 32 | 1, ..name(1) };
+    let draft =
+        ChunkDraft { name: relocated, first_lsn: 9, last_lsn: 40, ..draft(1, Codec::None, pieces(&GOLDEN_PLAN)) };
+    golden("relocated-v1.bin", &draft.encode(None).unwrap().bytes, true, |kept| {
+        let index = ChunkIndex::decode(kept, &relocated).unwrap();
+        assert_eq!((index.kind, index.basis(), index.last_lsn), (ChunkKind::Relocated, 9, 40));
+        assert_eq!(index.extents.len(), GOLDEN_PLAN.len() - 1);
+    });
     golden("seal-v1.bin", &encode_seal(name(9), 5, None), true, |kept| {
         let seal = ChunkIndex::decode(kept, &name(9)).unwrap();
         assert_eq!(seal.kind, ChunkKind::Seal);

@@ -411,6 +411,7 @@ fn details(volume: &VolumeStatus) -> String {
         lines.push(("only there", format!("{unsent} as of then; in the bucket: up to {}", holder.bucket_lsn)));
     }
     lines.extend(info.notice.iter().map(|notice| ("notice", notice.clone())));
+    lines.extend(volume.stats.iter().flat_map(space));
     lines.extend(info.error.iter().map(|error| ("error", error.clone())));
     if let Some(stats) = &volume.stats {
         lines.push(("opened", opened(stats)));
@@ -439,6 +440,32 @@ fn checkpoint(stats: &VolumeStats) -> String {
         (seq, 0) => format!("at chunk {seq}, LSN {}", stats.checkpoint_lsn),
         (seq, made) => format!("at chunk {seq}, LSN {}, made {}", stats.checkpoint_lsn, date(made)),
     }
+}
+
+/// What the volume takes in the bucket.
+fn space(stats: &VolumeStats) -> Vec<(&'static str, String)> {
+    let ratio = match stats.live_bytes {
+        0 => String::new(),
+        live => format!(", {:.2} x live", stats.stored_bytes as f64 / live as f64),
+    };
+    let mut lines = vec![
+        ("live", bytes(stats.live_bytes)),
+        ("dead", format!("{} ({} in chunks to be deleted)", bytes(stats.dead_bytes), bytes(stats.deletable_bytes))),
+        ("stored", format!("{} in {} chunks{ratio}", bytes(stats.stored_bytes), stats.bucket_chunks)),
+    ];
+    if stats.foreign_bytes > 0 {
+        lines.push(("shared", format!("{} in chunks of the volume it is a clone of", bytes(stats.foreign_bytes))));
+    }
+    let write_amp = stats.write_amplification().map_or("-".into(), |ratio| format!("{ratio:.2}"));
+    lines.push(("relocated", format!("{} since it was opened", bytes(stats.relocated_bytes))));
+    lines.push(("write amp", format!("{write_amp} bytes stored for each written, since it was opened")));
+    let compaction = match (&stats.compaction_trouble, stats.compacting) {
+        (Some(why), _) => format!("does not get on: {why}"),
+        (None, true) => "working".to_owned(),
+        (None, false) => "at rest".to_owned(),
+    };
+    lines.push(("compaction", compaction));
+    lines
 }
 
 #[cfg(test)]
@@ -485,6 +512,32 @@ mod tests {
              ! why\n"
         );
         assert!(list(&[]).contains("volume create"));
+    }
+
+    #[test]
+    fn details_tell_what_is_stored() {
+        let stats = VolumeStats {
+            live_bytes: 10 << 20,
+            dead_bytes: 5 << 20,
+            deletable_bytes: 1 << 20,
+            stored_bytes: 15 << 20,
+            bucket_chunks: 3,
+            write_bytes: 100,
+            chunk_stored_bytes: 60,
+            relocated_bytes: 90,
+            ..Default::default()
+        };
+        let text = details(&VolumeStatus { stats: Some(stats), ..volume() });
+        for line in [
+            "live        10 MiB",
+            "dead        5 MiB (1 MiB in chunks to be deleted)",
+            "stored      15 MiB in 3 chunks, 1.50 x live",
+            "relocated   90 B since it was opened",
+            "write amp   1.50 bytes stored for each written, since it was opened",
+            "compaction  at rest",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\nin\n{text}");
+        }
     }
 
     #[test]

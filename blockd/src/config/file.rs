@@ -202,6 +202,8 @@ mod tests {
             (&["--log-segment", "1000001"], "log-segment"),
             (&["--dirty-memory", "1"], "dirty-memory"),
             (&["--destage-age", "0s"], "destage-age"),
+            (&["--compaction-ratio", "1"], "compaction-ratio"),
+            (&["--delete-grace", "1s"], "delete-grace"),
             (&["--chunk-size", "65MiB"], "chunk size"),
             (&["--chunk-size", "4KiB"], "chunk size"),
             (&["--s3-timeout", "900ms"], "s3-timeout"),

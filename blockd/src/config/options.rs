@@ -126,6 +126,19 @@ pub struct Config {
     #[arg(long, value_name = "TIME", default_value = "10m", help_heading = "Destaging")]
     pub checkpoint_age: Interval,
 
+    /// Bytes per second that one volume's compaction may read and write to get dead space in the bucket back; 0 turns it off
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = "Space in the bucket")]
+    pub compaction_rate: ByteSize,
+
+    /// Compaction works while chunks take more than this many times what lives in them. Lower takes less space and more
+    /// traffic
+    #[arg(long, value_name = "N", default_value = "1.5", help_heading = "Space in the bucket")]
+    pub compaction_ratio: f64,
+
+    /// How long dead chunks are kept after a checkpoint has proved them dead; longer than a read or a follower may take
+    #[arg(long, value_name = "TIME", default_value = "1m", help_heading = "Space in the bucket")]
+    pub delete_grace: Interval,
+
     /// Memory for writes that are not in the bucket yet, all volumes together; beyond it they are read from the log
     /// [default: a 16th of the memory]
     #[arg(long, value_name = "SIZE", help_heading = "Memory and caches")]
@@ -297,6 +310,15 @@ impl Config {
         let day = std::time::Duration::from_secs(86400);
         if !(std::time::Duration::from_secs(1)..=day).contains(&self.lease.0) {
             return Err(format!("lease is {}; it must be from 1s to 24h", self.lease));
+        }
+        if !(1.1..=10.0).contains(&self.compaction_ratio) {
+            return Err(format!("compaction-ratio is {}; it must be from 1.1 to 10", self.compaction_ratio));
+        }
+        if self.delete_grace.0 < std::time::Duration::from_secs(30) {
+            return Err(format!(
+                "delete-grace is {}; it must be at least 30s, as long as a read may take",
+                self.delete_grace
+            ));
         }
         if self.s3_timeout.0.as_secs() == 0 {
             return Err("s3-timeout must be at least 1s".into());

@@ -31,7 +31,7 @@ use crate::reactor::{Device, DeviceKey, ReactorHandle};
 use crate::store::{CountedStore, ObjectStore};
 use crate::text::date;
 use crate::types::{BLOCK_SIZE, VolumeId};
-use crate::volume::{self, OpenError, OpenOptions, OpenReport, Tuning, Volume};
+use crate::volume::{self, CompactionTuning, OpenError, OpenOptions, OpenReport, Tuning, Volume};
 
 /// The largest volume: offsets on it fit a signed 64-bit number everywhere.
 const MAX_SIZE: u64 = 1 << 62;
@@ -610,6 +610,12 @@ impl Daemon {
                 destage_age_us: u64::try_from(self.config.destage_age.0.as_micros()).unwrap_or(u64::MAX),
                 checkpoint_chunks: self.config.checkpoint_chunks.into(),
                 checkpoint_age_us: u64::try_from(self.config.checkpoint_age.0.as_micros()).unwrap_or(u64::MAX),
+                compaction: CompactionTuning {
+                    rate: self.config.compaction_rate.0,
+                    ratio: self.config.compaction_ratio,
+                    ..CompactionTuning::default()
+                },
+                delete_grace_us: u64::try_from(self.config.delete_grace.0.as_micros()).unwrap_or(u64::MAX),
                 ..Tuning::default()
             },
             keys,

@@ -68,7 +68,7 @@ pub struct CheckpointPointer {
     pub seq: u64,
     /// The newest LSN in it.
     pub lsn: Lsn,
-    /// How many relocated chunks the owner had numbered.
+    /// The newest number of a relocated chunk in it; 0 if there was none.
     pub relocated: u64,
     /// Bytes of its objects, those shared with earlier checkpoints included.
     pub bytes: u64,

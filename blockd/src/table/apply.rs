@@ -7,6 +7,7 @@ use super::key::{self, NumberKey};
 use super::kv::Batch;
 use super::leaf::{LEAF_BLOCKS, Leaf, Target, place};
 use super::lookup::ChunkDirectory;
+use super::space::{Change, Usage};
 use super::spans::ZeroSpans;
 use super::table::Table;
 use super::{Applied, TableError};
@@ -16,9 +17,9 @@ use crate::chunk::{ChunkExtent, ChunkIndex, ChunkKind, ExtentKind};
 const LONG_SPAN: u64 = 256;
 
 /// Changes of one leaf, in address order.
-struct LeafEdit {
-    leaf: u64,
-    sets: Vec<(u8, u8, Target)>,
+pub(super) struct LeafEdit {
+    pub leaf: u64,
+    pub sets: Vec<(u8, u8, Target)>,
 }
 
 /// Whole leaves that become zeroes or a hole.
@@ -35,7 +36,7 @@ impl Table {
         let wrong = if index.name.volume != self.volume {
             Some("it belongs to another volume")
         } else if index.kind != ChunkKind::Data {
-            Some("it is a seal")
+            Some("it is not part of the history")
         } else if index.name.seq != applied.seq + 1 {
             Some("it is not the next in sequence")
         } else if index.first_lsn < applied.lsn {
@@ -47,12 +48,36 @@ impl Table {
             return Err(TableError::OutOfOrder { applied: *applied, got: index.name, why });
         }
         let position = Applied { seq: index.name.seq, lsn: index.last_lsn };
-        let (edits, long) = split(index.name.seq, &index.extents);
         let mut batch = Batch::default();
-        self.edit_leaves(edits, &mut batch)?;
-        let spans = self.clear_spans(&long, &mut batch)?;
-        batch.put(&key::chunk(index.name.seq), key::encode_chunk(index.name.epoch, &index.frames));
         batch.put(&key::APPLIED, key::encode_applied(position));
+        self.set_all(index, (position.seq, 0), batch)?;
+        *applied = position;
+        Ok(())
+    }
+
+    /// Maps everything `index` says, whatever was there before; what that leaves without use dies at `death`.
+    pub(super) fn set_all(&self, index: &ChunkIndex, death: (u64, u64), mut batch: Batch) -> Result<(), TableError> {
+        let id = index.name.seq;
+        let (edits, long) = split(id, &index.extents);
+        let mut change = Change::default();
+        self.edit_leaves(edits, &mut change, &mut batch)?;
+        let spans = self.clear_spans(&long, &mut change, &mut batch)?;
+        change.add(id, new_usage(index, index.frames.raw_blocks() as u32));
+        self.commit(index, change, death, spans, batch)
+    }
+
+    /// Writes a batch that adds the chunk `index`.
+    pub(super) fn commit(
+        &self,
+        index: &ChunkIndex,
+        change: Change,
+        death: (u64, u64),
+        spans: Option<ZeroSpans>,
+        mut batch: Batch,
+    ) -> Result<(), TableError> {
+        let id = index.name.seq;
+        let settled = change.settle(&self.lock_chunks(), death, &mut batch).map_err(wrong_count)?;
+        batch.put(&key::chunk(id), key::encode_chunk(&index.name, &index.frames));
         let write = |batch| self.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source });
         match spans {
             None => write(batch)?,
@@ -62,27 +87,30 @@ impl Table {
                 *current = spans;
             }
         }
+        settled.done(&mut self.lock_chunks());
         // What was just written is often read next.
-        self.directories
-            .insert(index.name.seq, Arc::new(ChunkDirectory { name: index.name, frames: index.frames.clone() }));
-        *applied = position;
+        self.directories.insert(id, Arc::new(ChunkDirectory { name: index.name, frames: index.frames.clone() }));
         Ok(())
     }
 
-    /// Puts the new values of edited leaves into `batch`, but for leaves that stay as they are.
-    fn edit_leaves(&self, edits: Vec<LeafEdit>, batch: &mut Batch) -> Result<(), TableError> {
-        let whole = |edit: &LeafEdit| matches!(edit.sets[..], [(0, blocks, Target::Chunk { .. })] if u64::from(blocks) == LEAF_BLOCKS);
-        let keys: Vec<NumberKey> = edits.iter().filter(|edit| !whole(edit)).map(|edit| key::leaf(edit.leaf)).collect();
-        let mut stored =
-            self.kv.get_many(&keys).map_err(|source| TableError::Engine { op: "reading", source })?.into_iter();
+    /// Puts the new values of edited leaves into `batch`, but for leaves that stay as they are, and what they no longer
+    /// refer to into `change`.
+    pub(super) fn edit_leaves(
+        &self,
+        edits: Vec<LeafEdit>,
+        change: &mut Change,
+        batch: &mut Batch,
+    ) -> Result<(), TableError> {
+        let keys: Vec<NumberKey> = edits.iter().map(|edit| key::leaf(edit.leaf)).collect();
+        let stored = self.kv.get_many(&keys).map_err(|source| TableError::Engine { op: "reading", source })?;
         let spans = self.read_spans();
-        for edit in edits {
-            let old = if whole(&edit) { None } else { stored.next().flatten() };
+        for (edit, old) in edits.into_iter().zip(stored) {
             let base = match &old {
                 Some(value) => decode_leaf(edit.leaf, value)?,
                 None if spans.contains(edit.leaf) => Leaf::zeroes(),
                 None => Leaf::default(),
             };
+            count_gone(&base, &edit.sets, change);
             let mut leaf = base.clone();
             for (start, blocks, target) in edit.sets {
                 leaf.set(start, blocks, target);
@@ -95,7 +123,12 @@ impl Table {
     }
 
     /// Puts the removal of whole leaves into `batch`. Returns the zero spans as they will be, if there is any change.
-    fn clear_spans(&self, long: &[LongSpan], batch: &mut Batch) -> Result<Option<ZeroSpans>, TableError> {
+    fn clear_spans(
+        &self,
+        long: &[LongSpan],
+        change: &mut Change,
+        batch: &mut Batch,
+    ) -> Result<Option<ZeroSpans>, TableError> {
         if long.is_empty() {
             return Ok(None);
         }
@@ -103,20 +136,69 @@ impl Table {
         for LongSpan { leaves, zero } in long {
             let (from, to) = (key::leaf(leaves.start), key::leaf(leaves.end));
             // A range tombstone slows later reads until it is compacted away: none where there is nothing to remove,
-            // as in a new volume, or when a filesystem trims the same free space again.
+            // as in a new volume, or when a filesystem trims the same free space again. What goes has to be looked at
+            // anyway, to know which chunks lose blocks.
             let mut any = false;
+            let mut problem = None;
             self.kv
-                .scan(&from, &to, &mut |_, _| {
+                .scan(&from, &to, &mut |k, value| {
                     any = true;
-                    false
+                    match decode_leaf(key::number(k).unwrap_or(0), value) {
+                        Ok(leaf) => leaf.runs().iter().for_each(|run| {
+                            if let Target::Chunk { seq, .. } = run.target {
+                                change.unmap(seq, run.blocks.into());
+                            }
+                        }),
+                        Err(error) => problem = Some(error),
+                    }
+                    problem.is_none()
                 })
                 .map_err(|source| TableError::Engine { op: "scanning", source })?;
+            if let Some(problem) = problem {
+                return Err(problem);
+            }
             if any {
                 batch.delete_range(&from, &to);
             }
             spans.set(leaves.clone(), *zero, batch);
         }
         Ok(Some(spans))
+    }
+}
+
+/// The account of a new chunk of which `live` blocks are mapped.
+pub(super) fn new_usage(index: &ChunkIndex, live: u32) -> Usage {
+    let data = |extent: &&ChunkExtent| matches!(extent.kind, ExtentKind::Data { .. });
+    Usage {
+        live,
+        total: index.frames.raw_blocks() as u32,
+        stored: index.object_len(),
+        birth: index.basis(),
+        tombs: (index.extents.len() - index.extents.iter().filter(data).count()) as u32,
+    }
+}
+
+pub(super) fn wrong_count(id: u64) -> TableError {
+    TableError::Damaged(format!("the account of chunk {id:x} is wrong"))
+}
+
+/// Tells `change` which blocks of which chunks `sets`, in address order, replace in `base`.
+fn count_gone(base: &Leaf, sets: &[(u8, u8, Target)], change: &mut Change) {
+    let mut runs = base.runs();
+    for &(start, blocks, _) in sets {
+        let end = start + blocks;
+        while let [run, rest @ ..] = runs {
+            let (from, to) = (run.start.max(start), (run.start + run.blocks).min(end));
+            if let Target::Chunk { seq, .. } = run.target
+                && from < to
+            {
+                change.unmap(seq, u32::from(to - from));
+            }
+            if run.start + run.blocks > end {
+                break;
+            }
+            runs = rest;
+        }
     }
 }
 

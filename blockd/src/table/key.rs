@@ -6,7 +6,8 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Applied;
-use crate::chunk::{FormatError, FrameDirectory};
+use super::space::{Dead, Usage};
+use crate::chunk::{ChunkName, FormatError, FrameDirectory};
 use crate::types::VolumeId;
 
 /// A key made of a kind and a number.
@@ -14,13 +15,19 @@ pub type NumberKey = [u8; 9];
 
 const LEAF: u8 = b'L';
 const CHUNK: u8 = b'C';
+const DEAD: u8 = b'D';
+const USAGE: u8 = b'U';
 const ZEROES: u8 = b'Z';
 /// Key of the applied position.
 pub const APPLIED: [u8; 1] = *b"A";
 /// Key of the table's format and owner.
 pub const FORMAT: [u8; 1] = *b"F";
+/// Key of the newest relocated chunk.
+pub const RELOCATED: [u8; 1] = *b"R";
+/// Key of where a clone's own history begins.
+pub const ORIGIN: [u8; 1] = *b"O";
 /// The version this code writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"BLKDTABL";
 
 fn number_key(kind: u8, number: u64) -> NumberKey {
@@ -35,8 +42,18 @@ pub fn leaf(number: u64) -> NumberKey {
 }
 
 /// Key of a chunk's frame directory.
-pub fn chunk(seq: u64) -> NumberKey {
-    number_key(CHUNK, seq)
+pub fn chunk(id: u64) -> NumberKey {
+    number_key(CHUNK, id)
+}
+
+/// Key of how much of a chunk lives.
+pub fn usage(id: u64) -> NumberKey {
+    number_key(USAGE, id)
+}
+
+/// Key of a chunk that no block is mapped to any more.
+pub fn dead(id: u64) -> NumberKey {
+    number_key(DEAD, id)
 }
 
 /// Key of a span of zeroes that begins with this leaf.
@@ -68,14 +85,45 @@ struct FormatValue {
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct ChunkValue {
+    volume: [u8; 16],
     epoch: U64,
     payload_start: U32,
     reserved: U32,
 }
 
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct UsageValue {
+    live: U32,
+    total: U32,
+    stored: U64,
+    birth: U64,
+    tombs: U32,
+    reserved: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct DeadValue {
+    birth: U64,
+    death: U64,
+    relocated: U64,
+    stored: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Pair {
+    a: U64,
+    b: U64,
+}
+
 const _: () = assert!(size_of::<AppliedValue>() == 16);
 const _: () = assert!(size_of::<FormatValue>() == 32);
-const _: () = assert!(size_of::<ChunkValue>() == 16);
+const _: () = assert!(size_of::<ChunkValue>() == 32);
+const _: () = assert!(size_of::<UsageValue>() == 32);
+const _: () = assert!(size_of::<DeadValue>() == 32);
+const _: () = assert!(size_of::<Pair>() == 16);
 
 /// Value of [`APPLIED`].
 pub fn encode_applied(applied: Applied) -> Vec<u8> {
@@ -101,20 +149,86 @@ pub fn decode_format(value: &[u8]) -> Option<(u32, VolumeId)> {
     (value.magic == MAGIC).then(|| (value.version.get(), VolumeId(value.volume)))
 }
 
-/// Value of [`chunk`]: the chunk's epoch and its frame directory.
-pub fn encode_chunk(epoch: u64, frames: &FrameDirectory) -> Vec<u8> {
-    let value =
-        ChunkValue { epoch: epoch.into(), payload_start: (frames.payload_start() as u32).into(), reserved: 0.into() };
+/// Value of [`chunk`]: whose chunk it is, and its frame directory.
+pub fn encode_chunk(name: &ChunkName, frames: &FrameDirectory) -> Vec<u8> {
+    let value = ChunkValue {
+        volume: name.volume.0,
+        epoch: name.epoch.into(),
+        payload_start: (frames.payload_start() as u32).into(),
+        reserved: 0.into(),
+    };
     let mut out = value.as_bytes().to_vec();
     frames.encode_rows(&mut out);
     out
 }
 
-/// Epoch and frame directory behind a value of [`chunk`].
-pub fn decode_chunk(value: &[u8]) -> Result<(u64, FrameDirectory), FormatError> {
+/// Name and frame directory behind a value of [`chunk`] of `id`.
+pub fn decode_chunk(id: u64, value: &[u8]) -> Result<(ChunkName, FrameDirectory), FormatError> {
     let (head, rows) = ChunkValue::ref_from_prefix(value)
         .map_err(|_| FormatError::Truncated { need: size_of::<ChunkValue>(), have: value.len() })?;
-    Ok((head.epoch.get(), FrameDirectory::decode_rows(head.payload_start.get(), rows)?))
+    let name = ChunkName { volume: VolumeId(head.volume), epoch: head.epoch.get(), seq: id };
+    Ok((name, FrameDirectory::decode_rows(head.payload_start.get(), rows)?))
+}
+
+/// Value of [`usage`].
+pub fn encode_usage(usage: &Usage) -> Vec<u8> {
+    let value = UsageValue {
+        live: usage.live.into(),
+        total: usage.total.into(),
+        stored: usage.stored.into(),
+        birth: usage.birth.into(),
+        tombs: usage.tombs.into(),
+        reserved: 0.into(),
+    };
+    value.as_bytes().to_vec()
+}
+
+/// What stands behind a value of [`usage`].
+pub fn decode_usage(value: &[u8]) -> Option<Usage> {
+    let value = UsageValue::ref_from_bytes(value).ok()?;
+    let usage = Usage {
+        live: value.live.get(),
+        total: value.total.get(),
+        stored: value.stored.get(),
+        birth: value.birth.get(),
+        tombs: value.tombs.get(),
+    };
+    (usage.live <= usage.total && value.reserved.get() == 0).then_some(usage)
+}
+
+/// Value of [`dead`].
+pub fn encode_dead(dead: &Dead) -> Vec<u8> {
+    let value = DeadValue {
+        birth: dead.birth.into(),
+        death: dead.death.into(),
+        relocated: dead.relocated.into(),
+        stored: dead.stored.into(),
+    };
+    value.as_bytes().to_vec()
+}
+
+/// What stands behind a value of [`dead`].
+pub fn decode_dead(value: &[u8]) -> Option<Dead> {
+    let value = DeadValue::ref_from_bytes(value).ok()?;
+    let dead = Dead {
+        birth: value.birth.get(),
+        death: value.death.get(),
+        relocated: value.relocated.get(),
+        stored: value.stored.get(),
+    };
+    (dead.birth < dead.death).then_some(dead)
+}
+
+/// Two numbers: the value of [`RELOCATED`] (newest number given to a relocated chunk; epoch up to which those that no
+/// table knows were deleted) and of [`ORIGIN`] (last seq and last relocated chunk of the origin).
+pub fn encode_pair(a: u64, b: u64) -> Vec<u8> {
+    Pair { a: a.into(), b: b.into() }.as_bytes().to_vec()
+}
+
+/// What [`encode_pair`] encoded.
+pub fn decode_pair(value: &[u8]) -> Option<(u64, u64)> {
+    let value = Pair::ref_from_bytes(value).ok()?;
+    Some((value.a.get(), value.b.get()))
 }
 
 /// Value of [`zeroes`]: one past the span's last leaf.

@@ -61,7 +61,7 @@ impl Table {
         Ok(found)
     }
 
-    /// The frame directory of the chunk `seq`, which some block is mapped to.
+    /// The frame directory of the chunk with the id `seq`, which some block is mapped to.
     pub fn directory(&self, seq: u64) -> Result<Arc<ChunkDirectory>, TableError> {
         if let Some(directory) = self.directories.get(&seq) {
             return Ok(directory);
@@ -70,10 +70,10 @@ impl Table {
             .kv
             .get(&key::chunk(seq))
             .map_err(|source| TableError::Engine { op: "reading", source })?
-            .ok_or_else(|| TableError::Damaged(format!("chunk {seq} is not listed")))?;
-        let (epoch, frames) =
-            key::decode_chunk(&value).map_err(|error| TableError::Damaged(format!("chunk {seq}: {error}")))?;
-        let directory = Arc::new(ChunkDirectory { name: ChunkName { volume: self.volume, epoch, seq }, frames });
+            .ok_or(TableError::Unlisted { id: seq })?;
+        let (name, frames) =
+            key::decode_chunk(seq, &value).map_err(|error| TableError::Damaged(format!("chunk {seq:x}: {error}")))?;
+        let directory = Arc::new(ChunkDirectory { name, frames });
         self.directories.insert(seq, directory.clone());
         Ok(directory)
     }

@@ -55,6 +55,13 @@ impl MemKv {
         Arc::default()
     }
 
+    /// All that was written so far, as a checkpoint keeps it.
+    pub fn copy(&self) -> Arc<Self> {
+        let map = self.lock().current.clone();
+        let state = State { current: map.clone(), durable: map, volatile: Vec::new() };
+        Arc::new(Self { state: Mutex::new(state) })
+    }
+
     /// Loses what a crash may lose: some of the newest batches, whole ones, but none from before the last persist.
     pub fn crash(&self, rng: &mut (impl Rng + ?Sized)) {
         let mut state = self.lock();

@@ -2,8 +2,9 @@
 //!
 //! A cache of what the chunks say, never the truth: it can be thrown away and rebuilt from their headers. [`Table`]
 //! applies one chunk per atomic batch ([`apply`]) and answers reads with one point lookup per 64 blocks ([`lookup`]).
-//! [`leaf`] and [`key`] know the bytes, [`rocks`] and [`memory`] keep them, [`home`] opens a volume's table and replaces
-//! it by a copy.
+//! [`relocate`] brings in what compaction moved and rebuilds a table from headers; [`space`] counts what lives and what is
+//! dead, [`reclaim`] hands out what may be deleted. [`leaf`] and [`key`] know the bytes, [`rocks`] and [`memory`] keep them,
+//! [`home`] opens a volume's table and replaces it by a copy.
 //!
 //! What must hold: the applied position travels in the same batch as the mappings, so that after a crash, which loses
 //! everything since the last [`Table::persist`] or less, the table is exact for some prefix of the chunk sequence and
@@ -21,8 +22,11 @@ mod kv;
 pub mod leaf;
 mod lookup;
 mod memory;
+mod reclaim;
+mod relocate;
 mod rocks;
 mod simulate;
+mod space;
 mod spans;
 #[allow(clippy::module_inception)] // the noun of this folder
 mod table;
@@ -32,7 +36,10 @@ pub use kv::{FrozenFile, FrozenFiles};
 pub use leaf::Target;
 pub use lookup::{ChunkDirectory, Mapped};
 pub use memory::MemKv;
+pub use reclaim::Doomed;
+pub use relocate::{Gathered, Moved, RebuildKey};
 pub use simulate::{random_chunk, simulate};
+pub use space::{Dead, Position, Space, Usage};
 pub use table::{FrozenTable, Table, TableStats};
 
 /// How far the chunk sequence has been applied. Zeroes mean: nothing yet.
@@ -69,6 +76,14 @@ pub enum TableError {
         /// Whose it should be.
         expected: VolumeId,
     },
+    /// Written by an older program.
+    #[error(
+        "translation table version {found} is older than this program's; move it away: it is rebuilt from the bucket"
+    )]
+    Older {
+        /// Its version.
+        found: u32,
+    },
     /// Written by a newer program.
     #[error(
         "translation table version {found} is unknown to this program; use a newer one, or move the table away: it is \
@@ -89,6 +104,14 @@ pub enum TableError {
     /// Its files cannot be copied or replaced.
     #[error("the translation table's files: {0}")]
     Files(std::io::Error),
+    /// A block is mapped to a chunk that has no entry, or had none any more when it was looked at.
+    #[error(
+        "the translation table is damaged: chunk {id:x} is not listed (move its directory away: it is rebuilt from the bucket)"
+    )]
+    Unlisted {
+        /// The chunk's id.
+        id: u64,
+    },
     /// An entry that makes no sense.
     #[error("the translation table is damaged: {0} (move its directory away: it is rebuilt from the bucket)")]
     Damaged(String),
@@ -104,5 +127,7 @@ pub enum TableError {
     },
 }
 
+#[cfg(test)]
+mod space_tests;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use rand::{Rng, SeedableRng};
 
 use super::kv::Batch;
 use super::leaf::{LEAF_BLOCKS, Leaf, Run, Target};
+use super::space::{Chunks, Usage};
 use super::table::Table;
 use super::{Applied, TableError, key};
 use crate::chunk::{ChunkExtent, ChunkIndex, ChunkKind, ChunkName, ExtentKind, FrameDirectory, FrameEncoding};
@@ -55,13 +56,24 @@ pub fn simulate(table: &Table, volume_blocks: u64, mappings: u64, seed: u64) -> 
             write(std::mem::take(&mut batch))?;
         }
     }
+    let mut accounts = Chunks::default();
     for seq in 1..=chunks {
         let mut frames = FrameDirectory::new(70_000);
         for _ in 0..CHUNK_BLOCKS / u16::from(FRAME_BLOCKS) {
             let stored = rng.random_range(20_000..30_000);
             frames.push(stored, FRAME_BLOCKS, FrameEncoding::Lz4, rng.random());
         }
-        batch.put(&key::chunk(seq), key::encode_chunk(1, &frames));
+        let name = ChunkName { volume: table.volume, epoch: 1, seq };
+        let usage = Usage {
+            live: filled[seq as usize - 1].into(),
+            total: CHUNK_BLOCKS.into(),
+            stored: frames.end(),
+            birth: seq,
+            tombs: 0,
+        };
+        batch.put(&key::chunk(seq), key::encode_chunk(&name, &frames));
+        batch.put(&key::usage(seq), key::encode_usage(&usage));
+        accounts.set_used(seq, Some(usage));
         if batch.changes.len() >= 1024 {
             write(std::mem::take(&mut batch))?;
         }
@@ -69,6 +81,7 @@ pub fn simulate(table: &Table, volume_blocks: u64, mappings: u64, seed: u64) -> 
     let position = Applied { seq: chunks, lsn: mappings };
     batch.put(&key::APPLIED, key::encode_applied(position));
     write(batch)?;
+    *table.lock_chunks() = accounts;
     *applied = position;
     Ok(position)
 }

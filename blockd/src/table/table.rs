@@ -10,6 +10,7 @@ use super::kv::{Batch, FrozenFiles, Kv};
 use super::lookup::ChunkDirectory;
 use super::memory::MemKv;
 use super::rocks::Rocks;
+use super::space::{Chunks, Origin, Position, Space};
 use super::spans::ZeroSpans;
 use super::{Applied, TableError, key};
 use crate::types::VolumeId;
@@ -23,6 +24,8 @@ pub struct Table {
     pub(super) applied: Mutex<Applied>,
     /// Changed together with the entries, so that [`Table::allocations`] sees both before or both after.
     pub(super) spans: RwLock<ZeroSpans>,
+    /// Changed after the batch that says the same was written, while `applied` is held.
+    pub(super) chunks: Mutex<Chunks>,
     pub(super) directories: Cache<u64, Arc<ChunkDirectory>, DirectoryWeight>,
 }
 
@@ -41,6 +44,8 @@ pub struct TableStats {
 pub struct FrozenTable {
     /// The position it is a copy of.
     pub applied: Applied,
+    /// The same as a position.
+    pub position: Position,
     /// Its files.
     pub files: Box<dyn FrozenFiles>,
 }
@@ -90,6 +95,7 @@ impl Table {
         if !sound {
             return Err(TableError::Damaged("a span of zeroes is malformed".into()));
         }
+        let chunks = Self::load_chunks(&*kv)?;
         // The item estimate only sizes the cache's own bookkeeping: directories of 16 MiB chunks are 6 to 12 KiB.
         let items = (directory_bytes / (8 << 10)).max(64);
         Ok(Table {
@@ -97,8 +103,48 @@ impl Table {
             kv,
             applied: Mutex::new(applied),
             spans: RwLock::new(spans),
+            chunks: Mutex::new(chunks),
             directories: Cache::with_weighter(items, directory_bytes as u64, DirectoryWeight),
         })
+    }
+
+    pub(super) fn load_chunks(kv: &dyn Kv) -> Result<Chunks, TableError> {
+        let failed = |source| TableError::Engine { op: "reading", source };
+        let damaged = |what: &str| TableError::Damaged(format!("{what} is malformed"));
+        let pair = |key: &[u8], what: &str| match kv.get(key).map_err(failed)? {
+            None => Ok((0, 0)),
+            Some(value) => key::decode_pair(&value).ok_or_else(|| damaged(what)),
+        };
+        let (seq, relocated) = pair(&key::ORIGIN, "the origin")?;
+        let (newest, swept_epoch) = pair(&key::RELOCATED, "the newest relocated chunk")?;
+        let mut chunks = Chunks::default();
+        (chunks.origin, chunks.newest, chunks.swept_epoch) = (Origin { seq, relocated }, newest, swept_epoch);
+        let mut sound = true;
+        kv.scan(&key::usage(0), &key::usage(u64::MAX), &mut |k, v| {
+            sound = match (key::number(k), key::decode_usage(v)) {
+                (Some(id), Some(usage)) => {
+                    chunks.set_used(id, Some(usage));
+                    true
+                }
+                _ => false,
+            };
+            sound
+        })
+        .map_err(failed)?;
+        if sound {
+            kv.scan(&key::dead(0), &key::dead(u64::MAX), &mut |k, v| {
+                sound = match (key::number(k), key::decode_dead(v)) {
+                    (Some(id), Some(dead)) => {
+                        chunks.set_dead(id, Some(dead));
+                        true
+                    }
+                    _ => false,
+                };
+                sound
+            })
+            .map_err(failed)?;
+        }
+        if sound { Ok(chunks) } else { Err(damaged("the account of a chunk")) }
     }
 
     /// Checks that the entries are this volume's, or marks an empty store as such.
@@ -106,7 +152,10 @@ impl Table {
         let reading = |source| TableError::Engine { op: "reading its format", source };
         if let Some(value) = kv.get(&key::FORMAT).map_err(reading)? {
             let (version, found) = key::decode_format(&value).ok_or(TableError::NotATable)?;
-            if version != key::VERSION {
+            if version < key::VERSION {
+                return Err(TableError::Older { found: version });
+            }
+            if version > key::VERSION {
                 return Err(TableError::Newer { found: version });
             }
             if found != volume {
@@ -135,6 +184,11 @@ impl Table {
         *self.lock_applied()
     }
 
+    /// Sums over the chunks it knows.
+    pub fn space(&self) -> Space {
+        self.lock_chunks().space()
+    }
+
     /// Makes everything applied so far survive a crash. Blocks for a flush of up to a few MiB.
     pub fn persist(&self) -> Result<(), TableError> {
         self.kv.persist().map_err(|source| TableError::Engine { op: "flushing", source })
@@ -145,8 +199,10 @@ impl Table {
     pub fn freeze(&self) -> Result<FrozenTable, TableError> {
         self.persist()?;
         let applied = self.lock_applied();
+        // Nothing is brought in while the lock is held, chunks of the history or relocated ones.
+        let position = Position { seq: applied.seq, relocated: self.newest_relocated() };
         let files = self.kv.freeze().map_err(TableError::Files)?;
-        Ok(FrozenTable { applied: *applied, files })
+        Ok(FrozenTable { applied: *applied, position, files })
     }
 
     /// About the bytes of lasting files in a copy made now that `known` (name, length) does not know.
@@ -163,6 +219,11 @@ impl Table {
     pub(super) fn lock_applied(&self) -> MutexGuard<'_, Applied> {
         // The position is only stored after its batch was written, so a panic in between leaves it true.
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lock_chunks(&self) -> MutexGuard<'_, Chunks> {
+        // Changed entry by entry by code that does not panic.
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn read_spans(&self) -> RwLockReadGuard<'_, ZeroSpans> {

@@ -10,12 +10,12 @@ use super::*;
 use crate::chunk::{ChunkExtent, ChunkIndex, ChunkKind, ChunkName, ExtentKind, FrameDirectory, FrameEncoding};
 use crate::volume::Allocation;
 
-const VOLUME: VolumeId = VolumeId([5; 16]);
+pub(super) const VOLUME: VolumeId = VolumeId([5; 16]);
 /// Covers several spans of zeroes long enough to become ranges (256 leaves of 64 blocks).
-const BLOCKS: u64 = 70_000;
+pub(super) const BLOCKS: u64 = 70_000;
 
 /// A chunk header with these extents; indexes are filled in.
-fn chunk(seq: u64, extents: &[(u64, u64, ExtentKind)]) -> ChunkIndex {
+pub(super) fn chunk(seq: u64, extents: &[(u64, u64, ExtentKind)]) -> ChunkIndex {
     let mut frames = FrameDirectory::new(1000);
     let mut index = 0;
     let extents = extents
@@ -38,8 +38,8 @@ fn chunk(seq: u64, extents: &[(u64, u64, ExtentKind)]) -> ChunkIndex {
     ChunkIndex {
         name: ChunkName { volume: VOLUME, epoch: 1, seq },
         kind: ChunkKind::Data,
-        first_lsn: seq * 10,
-        last_lsn: seq * 10 + 9,
+        first_lsn: (seq as u32 as u64) * 10,
+        last_lsn: (seq as u32 as u64) * 10 + 9,
         created_ms: 0,
         extents,
         frames,
@@ -103,7 +103,7 @@ fn check_allocations(table: &Table, cells: &[Target], from: u64, blocks: u64, ma
     Ok(())
 }
 
-fn extents() -> impl Strategy<Value = Vec<(u64, u64, ExtentKind)>> {
+pub(super) fn extents() -> impl Strategy<Value = Vec<(u64, u64, ExtentKind)>> {
     let one = (
         0u64..4000,
         prop_oneof![4 => 1u64..200, 1 => 15_000u64..40_000],
@@ -167,6 +167,7 @@ proptest! {
             }
         }
         let cells = history.last().unwrap();
+        table.recount().unwrap();
         for (from, blocks, max) in reads {
             let blocks = blocks.min(BLOCKS - from);
             check(&table, cells, from, blocks)?;
@@ -199,6 +200,7 @@ proptest! {
         }
         check(&table, &cells, 0, BLOCKS)?;
         check_allocations(&table, &cells, 0, BLOCKS, 100_000)?;
+        table.recount().unwrap();
         let last = table.directory(table.applied().seq).unwrap();
         prop_assert_eq!(last.name.epoch, 1);
     }
@@ -237,10 +239,10 @@ fn foreign_and_newer_tables_are_refused() {
     assert!(matches!(Table::in_memory(kv.clone(), VOLUME), Err(TableError::NotATable)));
     let mut batch = Batch::default();
     let mut format = key::encode_format(VOLUME);
-    format[8] = 2;
+    format[8] = 3;
     batch.put(&key::FORMAT, format);
     kv.write(batch).unwrap();
-    assert!(matches!(Table::in_memory(kv, VOLUME), Err(TableError::Newer { found: 2 })));
+    assert!(matches!(Table::in_memory(kv.clone(), VOLUME), Err(TableError::Newer { found: 3 })));
 }
 
 #[test]
@@ -259,15 +261,29 @@ fn the_stored_bytes_are_as_documented() {
     assert_eq!(key::encode_applied(applied), *b"\x03\0\0\0\0\0\0\0\x05\x04\0\0\0\0\0\0");
     assert_eq!(
         key::encode_format(VOLUME),
-        *b"BLKDTABL\x01\0\0\0\0\0\0\0\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05"
+        *b"BLKDTABL\x02\0\0\0\0\0\0\0\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05"
     );
     let mut frames = FrameDirectory::new(0x0203);
     frames.push(0x1234, 16, FrameEncoding::Lz4, 0x99);
+    let name = ChunkName { volume: VOLUME, epoch: 2, seq: 7 };
     assert_eq!(
-        key::encode_chunk(2, &frames),
-        *b"\x02\0\0\0\0\0\0\0\x03\x02\0\0\0\0\0\0\x34\x12\0\0\x10\x01\0\0\x99\0\0\0\0\0\0\0"
+        key::encode_chunk(&name, &frames),
+        *b"\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x02\0\0\0\0\0\0\0\x03\x02\0\0\0\0\0\0\
+        \x34\x12\0\0\x10\x01\0\0\x99\0\0\0\0\0\0\0"
     );
-    assert_eq!(key::decode_chunk(&key::encode_chunk(2, &frames)).unwrap(), (2, frames));
+    assert_eq!(key::decode_chunk(7, &key::encode_chunk(&name, &frames)).unwrap(), (name, frames));
+    assert_eq!(key::usage(7), *b"U\0\0\0\0\0\0\0\x07");
+    let usage = Usage { live: 1, total: 2, stored: 3, birth: 4, tombs: 5 };
+    assert_eq!(
+        key::encode_usage(&usage),
+        *b"\x01\0\0\0\x02\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0"
+    );
+    assert_eq!(key::decode_usage(&key::encode_usage(&usage)), Some(usage));
+    assert_eq!(key::dead(7), *b"D\0\0\0\0\0\0\0\x07");
+    let dead = Dead { birth: 1, death: 2, relocated: 4, stored: 3 };
+    assert_eq!(key::encode_dead(&dead), *b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0");
+    assert_eq!(key::decode_dead(&key::encode_dead(&dead)), Some(dead));
+    assert_eq!(key::decode_pair(&key::encode_pair(3, 4)), Some((3, 4)));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::crypt::Keys;
 use crate::lease;
 use crate::manifest::{self, ManifestError, VolumeState};
 use crate::store::ObjectStore;
+use crate::types::VolumeId;
 
 /// Keys handed to the store in one deletion.
 const DELETE_BATCH: u64 = 1000;
@@ -76,6 +77,7 @@ pub async fn delete(
             seq = until;
         }
     }
+    delete_relocated(store, manifest.id).await?;
     let checkpoints = collect::list(store, manifest.id).await?;
     for batch in checkpoints.chunks(DELETE_BATCH as usize) {
         store.delete(&batch.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>()).await?;
@@ -89,4 +91,20 @@ pub async fn delete(
         Ok(_) | Err(ManifestError::NotFound(_)) => Ok(()),
         Err(e) => Err(error(e)),
     }
+}
+
+/// Deletes what compaction wrote, and whatever else stands under the volume's prefixes: its numbers have gaps, so only
+/// a listing tells them all.
+async fn delete_relocated(store: &dyn ObjectStore, volume: VolumeId) -> Result<(), OpenError> {
+    for spread in 0..=255u8 {
+        let prefix = ChunkName::prefix(volume, spread);
+        let mut after: Option<String> = None;
+        loop {
+            let page = store.list(&prefix, after.as_deref()).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.key.clone());
+            store.delete(&page.into_iter().map(|entry| entry.key).collect::<Vec<_>>()).await?;
+        }
+    }
+    Ok(())
 }

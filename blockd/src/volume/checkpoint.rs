@@ -14,7 +14,7 @@ use super::own::BucketState;
 use crate::checkpoint::make::Ask;
 use crate::checkpoint::{CheckpointError, CheckpointPointer, Made, collect};
 use crate::manifest::ManifestError;
-use crate::table::Applied;
+use crate::table::{Applied, Position};
 
 /// A checkpoint may cost this part of the bytes destaged since the last one.
 const COST_PART: u64 = 20;
@@ -35,7 +35,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 pub struct DurableCheckpoint {
     /// How far it goes.
     pub position: Applied,
-    /// Relocated chunks numbered until then.
+    /// The newest number of a relocated chunk then; 0 if there was none.
     pub relocated: u64,
     /// When this process learnt that it is durable, by the clock of [`Volume::advance`].
     pub at_us: u64,
@@ -50,12 +50,14 @@ pub struct CheckpointRule {
     pub bytes: u64,
     /// The last estimate of what one costs that was too much, in bytes.
     pub cost: u64,
+    /// Bytes of dead chunks that a new one would set free.
+    pub waiting: u64,
 }
 
 impl CheckpointRule {
     /// What it may cost, in bytes.
     fn affordable(&self) -> u64 {
-        self.bytes / COST_PART + COST_FREE
+        self.bytes / COST_PART + COST_FREE + self.waiting
     }
 
     /// Whether one is due after so many changes, whatever the time: then what it may cost, which is no matter when it is
@@ -90,16 +92,22 @@ pub(super) struct Checkpoints {
 
 impl Checkpoints {
     /// As found by opening: the manifest's checkpoint, and how far the table is.
-    pub fn begin(&mut self, pointer: Option<CheckpointPointer>, state: BucketState, chunk_bytes: u64) {
+    pub fn begin(&mut self, pointer: Option<CheckpointPointer>, state: BucketState, table: Position, chunk_bytes: u64) {
         self.durable = pointer.map(|pointer| DurableCheckpoint {
             position: Applied { seq: pointer.seq, lsn: pointer.lsn },
             relocated: pointer.relocated,
             at_us: 0,
         });
         self.unstamped = true;
-        self.rule.changes = state.seq.saturating_sub(pointer.map_or(0, |pointer| pointer.seq));
+        let fresh = state.seq.saturating_sub(pointer.map_or(0, |pointer| pointer.seq));
+        let moved = table.relocated > pointer.map_or(0, |pointer| pointer.relocated);
+        self.rule.changes = fresh + u64::from(moved);
         // A guess, on the low side.
         self.rule.bytes = self.rule.changes * (chunk_bytes / 4);
+    }
+
+    pub fn set_waiting(&mut self, bytes: u64) {
+        self.rule.waiting = bytes;
     }
 }
 
@@ -189,7 +197,7 @@ impl Volume {
                 let position = Applied { seq: pointer.seq, lsn: pointer.lsn };
                 c.durable = Some(DurableCheckpoint { position, relocated: pointer.relocated, at_us: now });
                 let (changes, bytes) = c.newer;
-                c.rule = CheckpointRule { changes, bytes, cost: 0 };
+                c.rule = CheckpointRule { changes, bytes, cost: 0, waiting: 0 };
                 c.since_us = (changes > 0).then_some(now);
                 (c.pause_us, c.retry_us) = (0, 0);
                 if !garbage.is_empty() {
@@ -199,6 +207,7 @@ impl Volume {
                 self.stats.checkpoint_sent_bytes += sent_bytes;
                 self.stats.checkpoint_made_ms = pointer.made_ms;
                 tracing::debug!(volume = %self.name, seq = pointer.seq, sent_bytes, "checkpoint durable");
+                self.checkpoint_durable(Position::from(&pointer));
             }
             Ok(Made::TooDear { bytes }) => c.rule.cost = bytes,
             Err(CheckpointError::Manifest(error @ ManifestError::NotOwner(_))) => {

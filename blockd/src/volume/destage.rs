@@ -13,6 +13,7 @@ use super::engine::{State, Volume};
 use super::job::{ChunkInput, FrameInput, Stopped, StoredChunk};
 use crate::chunk::{ChunkIndex, ChunkName};
 use crate::manifest::Durability;
+use crate::table::Space;
 use crate::types::{BLOCK, BLOCK_SIZE, Lsn};
 use crate::wal::writer::Payload;
 
@@ -240,10 +241,11 @@ impl Volume {
         }
     }
 
-    pub(super) fn chunk_applied(&mut self, seq: u64, result: Result<(), Stopped>) {
+    pub(super) fn chunk_applied(&mut self, seq: u64, result: Result<Space, Stopped>) {
         self.destage.applying = false;
-        if let Err(why) = result {
-            return self.stop(why);
+        match result {
+            Ok(space) => self.space_changed(space),
+            Err(why) => return self.stop(why),
         }
         let Some(chunk) = self.destage.chunks.pop_front() else { return };
         assert!(chunk.seq == seq, "chunks are applied in order");

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use super::api::{Completion, Effect, IoError, LogIo, Outcome, Token};
 use super::block_cache::BlockCache;
 use super::checkpoint::Checkpoints;
+use super::compact::{Compact, CompactionTuning};
 use super::destage::Destage;
 use super::dirty::DirtyMap;
 use super::job::{Backend, Done, JobDone, Stopped};
@@ -42,6 +43,11 @@ pub struct Tuning {
     pub checkpoint_age_us: u64,
     /// What a checkpoint made superfluous is kept this long for who may be reading it, in microseconds.
     pub checkpoint_grace_us: u64,
+    /// When and how fast dead space is got back.
+    pub compaction: CompactionTuning,
+    /// How long a dead chunk is kept after the checkpoint that proved it dead became durable, in microseconds. Longer than
+    /// any reader may go by an older state.
+    pub delete_grace_us: u64,
 }
 
 impl Default for Tuning {
@@ -55,6 +61,8 @@ impl Default for Tuning {
             checkpoint_chunks: 256,
             checkpoint_age_us: 600_000_000,
             checkpoint_grace_us: 300_000_000,
+            compaction: CompactionTuning::default(),
+            delete_grace_us: 60_000_000,
         }
     }
 }
@@ -88,6 +96,8 @@ pub struct Volume {
     pub(super) codec: Codec,
     pub(super) chunk_bytes: u64,
     pub(super) epoch: u64,
+    /// The first seq of the history that this owner writes.
+    pub(super) first_seq: u64,
     pub(super) tuning: Tuning,
     pub(super) wall: WallClock,
     pub(super) now_us: u64,
@@ -108,6 +118,7 @@ pub struct Volume {
     pub(super) readahead: Readahead,
     pub(super) next_id: u64,
     pub(super) destage: Destage,
+    pub(super) compact: Compact,
     pub(super) pacer: Pacer,
     pub(super) paced_until: Option<u64>,
     /// Everything up to here has left the dirty map.
@@ -279,6 +290,7 @@ impl Volume {
         self.want_segment();
         self.record_idle_horizon();
         self.checkpoint_some();
+        self.reclaim();
         self.drain();
     }
 
@@ -298,6 +310,9 @@ impl Volume {
             earlier(at);
         }
         if let Some(at) = self.checkpoint_deadline() {
+            earlier(at);
+        }
+        if let Some(at) = self.reclaim_deadline() {
             earlier(at);
         }
         if let Some((_, at)) = &self.no_segment
@@ -441,6 +456,8 @@ impl Volume {
             }
             Done::Checkpoint { result } => self.checkpoint_made(result),
             Done::Collected { keys, result } => self.garbage_collected(keys, result),
+            Done::Compacted { started_us, quiet, result } => self.compacted(started_us, quiet, result),
+            Done::Deleted(result) => self.deleted(result),
             Done::Persisted => {
                 if let State::Draining { persisting, .. } = &mut self.state {
                     *persisting = false;
@@ -528,6 +545,7 @@ impl Volume {
         let (used, capacity) = self.log.usage();
         let filling = self.rate.per_second - self.pacer.drain_rate();
         let (log_frames, log_syncs) = self.log.counters();
+        let space = self.compact.space;
         VolumeStats {
             accepted_lsn: self.log.accepted_lsn(),
             durable_lsn: self.log.durable_lsn(),
@@ -542,6 +560,14 @@ impl Volume {
             dirty_memory_bytes: self.log.memory() as u64,
             cache_memory_bytes: self.cache.bytes() as u64,
             store_trouble: self.backend.trouble.lock().expect("no code panics while it holds this lock").clone(),
+            compaction_trouble: self.compact.trouble.lock().expect("no code panics while it holds this lock").clone(),
+            compacting: self.compact.is_running(),
+            live_bytes: space.live_bytes,
+            dead_bytes: space.stored_bytes - space.live_bytes,
+            stored_bytes: space.stored_bytes,
+            deletable_bytes: space.dead_bytes,
+            foreign_bytes: space.foreign_bytes,
+            bucket_chunks: space.chunks,
             log_trouble: self.no_segment.as_ref().map(|(why, _)| why.clone()),
             log_dead: self.log.dead().map(|r| r.to_string()),
             fenced: self.failed.as_ref().map(|r| r.to_string()),

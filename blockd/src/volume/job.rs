@@ -8,13 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::api::{Allocation, ExtentStatus, Token};
+use super::compact::{Deleted, Failure, Round};
 use super::dirty::{DirtyMap, Source};
 use crate::buf::Slice;
 use crate::checkpoint::{CheckpointError, Made};
 use crate::chunk::{BlockReader, Chunk, ChunkDraft, ChunkIndex, ChunkName, Codec, Piece, ReadError};
 use crate::crypt::Keys;
 use crate::store::{ObjectStore, PutMode, StoreErrorKind};
-use crate::table::Table;
+use crate::table::{Space, Table};
 use crate::types::{BLOCK, BLOCK_SIZE, Lba, Lsn};
 use crate::wal::device::LogDevice;
 use crate::wal::format::{Record, RecordKind};
@@ -33,7 +34,7 @@ pub struct JobDone(pub(super) Done);
 #[derive(Debug)]
 pub(super) enum Done {
     Stored { seq: u64, result: Result<StoredChunk, Stopped> },
-    Applied { seq: u64, result: Result<(), Stopped> },
+    Applied { seq: u64, result: Result<Space, Stopped> },
     Read { id: u64, result: Result<Fetched, FetchError> },
     Prefetched { id: u64, result: Result<Fetched, FetchError> },
     Segment { segment: u32, result: io::Result<()> },
@@ -41,6 +42,8 @@ pub(super) enum Done {
     Persisted,
     Checkpoint { result: Result<Made, CheckpointError> },
     Collected { keys: Vec<String>, result: Result<usize, CheckpointError> },
+    Compacted { started_us: u64, quiet: bool, result: Result<Round, Failure> },
+    Deleted(Result<Deleted, String>),
 }
 
 /// Why a chunk will not be stored by this process.
@@ -131,7 +134,7 @@ impl Blocking {
     }
 
     /// As [`Blocking::run_low`], for work that fails with a text.
-    async fn run_behind<T: Send + 'static>(
+    pub(super) async fn run_behind<T: Send + 'static>(
         self,
         work: impl FnOnce() -> Result<T, String> + Send + 'static,
     ) -> Result<T, String> {
@@ -146,6 +149,8 @@ pub(super) struct Backend {
     pub table: Arc<Table>,
     pub keeper: super::checkpoint::SharedKeeper,
     pub reader: Arc<BlockReader>,
+    /// Reads past the frame cache, for what will not be asked for again.
+    pub copier: Arc<BlockReader>,
     pub device: Arc<dyn LogDevice>,
     pub blocking: Blocking,
     pub closing: Arc<Closing>,
@@ -180,7 +185,7 @@ impl Closing {
     }
 
     /// Sleeps, but not past the closing. Returns whether the volume closes.
-    async fn sleep(&self, time: Duration) -> bool {
+    pub async fn sleep(&self, time: Duration) -> bool {
         let wake = self.wake.notified();
         if !self.is_set() {
             tokio::select! {
@@ -213,7 +218,7 @@ pub(super) struct ChunkInput {
 }
 
 impl Backend {
-    fn set_trouble(&self, trouble: Option<String>) {
+    pub fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock().expect("no code panics while it holds this lock") = trouble;
     }
 
@@ -248,7 +253,8 @@ impl Backend {
         Ok(StoredChunk { raw_bytes, stored_bytes: chunk.bytes.len() as u64, index: Arc::new(chunk.index) })
     }
 
-    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), Stopped> {
+    /// Puts a chunk, however long that takes.
+    pub async fn put(&self, key: &str, bytes: Bytes) -> Result<(), Stopped> {
         let mut pause = Pause::default();
         let mut stranger = None;
         loop {
@@ -305,11 +311,11 @@ impl Backend {
                     if pause.attempts > 0 {
                         self.set_trouble(None);
                     }
-                    return Done::Applied { seq, result: Ok(()) };
+                    return Done::Applied { seq, result: Ok(self.table.space()) };
                 }
                 Err(e) if self.table.applied().seq >= seq => {
                     tracing::warn!("cannot persist the translation table: {e}");
-                    return Done::Applied { seq, result: Ok(()) };
+                    return Done::Applied { seq, result: Ok(self.table.space()) };
                 }
                 Err(e) => {
                     tracing::error!(seq, "cannot update the translation table: {e}");
@@ -443,12 +449,12 @@ pub(super) enum From {
 
 /// Exponential pauses with jitter, from 50 ms to [`RETRY_MAX`].
 #[derive(Default)]
-struct Pause {
+pub(super) struct Pause {
     attempts: u32,
 }
 
 impl Pause {
-    fn next(&mut self, jitter: &Jitter) -> Duration {
+    pub fn next(&mut self, jitter: &Jitter) -> Duration {
         let ceiling = (Duration::from_millis(50) * 2u32.pow(self.attempts.min(8))).min(RETRY_MAX);
         self.attempts += 1;
         ceiling.mul_f64(0.5 + jitter() / 2.0)

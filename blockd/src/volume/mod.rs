@@ -17,6 +17,8 @@ mod catch_up;
 #[cfg(feature = "engine")]
 mod checkpoint;
 #[cfg(feature = "engine")]
+mod compact;
+#[cfg(feature = "engine")]
 mod destage;
 #[cfg(feature = "engine")]
 mod device;
@@ -52,6 +54,8 @@ pub use api::*;
 pub use catch_up::{Holes, Progress, TableFrom};
 #[cfg(feature = "engine")]
 pub use checkpoint::{CheckpointRule, DurableCheckpoint};
+#[cfg(feature = "engine")]
+pub use compact::CompactionTuning;
 #[cfg(feature = "engine")]
 pub(crate) use destage::OBJECT_PUTS_MAX;
 #[cfg(feature = "engine")]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::block_cache::BlockCache;
+use super::compact::Compact;
 use super::catch_up::{CatchUp, Holes, Progress, TableFrom};
 use super::destage::Destage;
 use super::dirty::{DirtyMap, Source};
@@ -321,9 +322,14 @@ impl Volume {
         };
         let keeper =
             Keeper::new(&manifest.name, id, epoch, manifest.checkpoint, caught_up.restored, parts.keys.clone());
-        let pointer = manifest.checkpoint;
+        // One that proved useless is made anew soon, and nothing is deleted on the strength of it.
+        let pointer = manifest.checkpoint.filter(|_| caught_up.checkpoint_sound);
         let mut volume = Self::assemble(parts, caught_up.table, keeper, manifest, state, epoch, recovered, segments)?;
-        volume.checkpoints.begin(pointer, state, volume.chunk_bytes);
+        let position = volume.backend.table.position();
+        volume.checkpoints.begin(pointer, state, position, volume.chunk_bytes);
+        if let Some(pointer) = &pointer {
+            volume.checkpoint_durable(pointer.into());
+        }
         volume.stats.opened_lsn = report.last_lsn;
         volume.stats.opened_written_ms = report.written_ms;
         volume.stats.opened_ms = (volume.wall)();
@@ -366,6 +372,10 @@ impl Volume {
         parts.device.write(log.current_segment(), 0, &anchor)?;
         parts.device.sync(log.current_segment())?;
         let table = Arc::new(table);
+        let copier =
+            BlockReader::new(manifest.id, table.clone(), parts.store.clone(), None).with_keys(parts.keys.clone());
+        let earlier = manifest.epochs.iter().map(|e| e.epoch).filter(|e| *e < epoch);
+        let compact = Compact::new(&table, earlier);
         let reader = BlockReader::new(manifest.id, table.clone(), parts.store.clone(), parts.frame_cache)
             .with_keys(parts.keys.clone());
         let mut volume = Volume {
@@ -376,6 +386,8 @@ impl Volume {
             chunk_bytes: u64::from(manifest.chunk_bytes),
             name: manifest.name,
             epoch,
+            first_seq: state.seq + 1,
+            compact,
             tuning: parts.tuning,
             wall: parts.wall,
             now_us: 0,
@@ -387,6 +399,7 @@ impl Volume {
                 table,
                 keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
                 reader: Arc::new(reader),
+                copier: Arc::new(copier),
                 device: parts.device,
                 blocking: parts.blocking,
                 closing: Arc::new(Closing::default()),

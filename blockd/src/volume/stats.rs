@@ -65,6 +65,39 @@ pub struct VolumeStats {
     pub opened_written_ms: u64,
     /// When it was opened, in milliseconds since 1970.
     pub opened_ms: u64,
+    /// Chunks that compaction wrote.
+    pub relocated_chunks: u64,
+    /// Bytes of chunks that compaction wrote.
+    pub relocated_bytes: u64,
+    /// Bytes that compaction read from the bucket, roughly.
+    pub relocated_read_bytes: u64,
+    /// Blocks that compaction moved.
+    pub relocated_blocks: u64,
+    /// Rounds of compaction that failed and are tried again.
+    pub compaction_failures: u64,
+    /// Dead chunks deleted.
+    pub deleted_chunks: u64,
+    /// Bytes of dead chunks deleted.
+    pub deleted_bytes: u64,
+    /// Deletions that failed and are tried again.
+    pub delete_failures: u64,
+    /// Bytes in the bucket that blocks of the volume are mapped to.
+    pub live_bytes: u64,
+    /// Bytes in the bucket that are not needed any more: overwritten, trimmed, or moved by compaction.
+    pub dead_bytes: u64,
+    /// Bytes of the volume's chunks in the bucket, live and dead.
+    pub stored_bytes: u64,
+    /// The part of the dead bytes in chunks that are wholly dead: they wait for a checkpoint, for the grace time, or for
+    /// a snapshot to go.
+    pub deletable_bytes: u64,
+    /// Bytes of chunks of other volumes, of which this one is a clone.
+    pub foreign_bytes: u64,
+    /// The volume's chunks in the bucket.
+    pub bucket_chunks: u64,
+    /// Whether a round of compaction is under way.
+    pub compacting: bool,
+    /// Why compaction does not get on at the moment, if it does not.
+    pub compaction_trouble: Option<String>,
     /// Memory held by dirty payload, in bytes.
     pub dirty_memory_bytes: u64,
     /// Memory held by the block cache, in bytes.
@@ -79,4 +112,13 @@ pub struct VolumeStats {
     pub fenced: Option<String>,
     /// Requests wait, because the lease could not be renewed in time.
     pub suspended: bool,
+}
+
+impl VolumeStats {
+    /// Bytes stored, by destaging and by compaction, for each byte written by clients. None before there is anything to
+    /// compare.
+    pub fn write_amplification(&self) -> Option<f64> {
+        let stored = self.chunk_stored_bytes + self.relocated_bytes;
+        (self.write_bytes > 0 && stored > 0).then(|| stored as f64 / self.write_bytes as f64)
+    }
 }

@@ -1,12 +1,12 @@
 //! One seed: several lives of a volume on a simulated disk and bucket.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use blockd::chunk::Codec;
+use blockd::chunk::{ChunkName, Codec};
 use blockd::crypt::{Keys, Secret};
 use blockd::manifest::{self, CheckpointPointer, Durability, Encryption, Kdf, Manifest, Seal, VolumeState};
 use blockd::store::{
@@ -15,8 +15,8 @@ use blockd::store::{
 use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK_SIZE, VolumeId};
 use blockd::volume::{
-    Blocking, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenReport, Outcome, Parts, ReadNow, TableFrom, Token,
-    Tuning, Volume, WriteData,
+    Blocking, CompactionTuning, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenError, OpenReport, Outcome, Parts,
+    ReadNow, TableFrom, Token, Tuning, Volume, WriteData,
 };
 use bytes::Bytes;
 use rand::rngs::SmallRng;
@@ -122,6 +122,9 @@ pub struct World {
     /// Whether the next opening goes by chunk headers alone, and where the table of the last one came from.
     rebuild: bool,
     opened_from: Option<TableFrom>,
+    /// Whether the checkpoint was damaged, and whether it could not be done without.
+    damaged: bool,
+    lost: bool,
     /// Everything the engine asked for and answered, in order.
     digest: Xxh3Default,
 }
@@ -191,6 +194,12 @@ impl World {
             checkpoint_chunks: rng.random_range(1..12),
             checkpoint_age_us: [20_000, 2_000_000, 600_000_000][rng.random_range(0..3)],
             checkpoint_grace_us: [0, 1_000, 500_000][rng.random_range(0..3)],
+            compaction: CompactionTuning {
+                rate: [0, 1 << 20, 1 << 40][rng.random_range(0..3)],
+                ratio: [1.1, 1.5, 2.0][rng.random_range(0..3)],
+                floor: 0.2,
+            },
+            delete_grace_us: [1_000, 100_000, 1_000_000][rng.random_range(0..3)],
         };
         Self {
             disk: Arc::new(SimDisk::new(SEGMENT_BYTES)),
@@ -211,6 +220,8 @@ impl World {
             recoveries: 0,
             rebuild: false,
             opened_from: None,
+            damaged: false,
+            lost: false,
             digest: Xxh3Default::new(),
             rng,
         }
@@ -234,6 +245,7 @@ impl World {
             self.step(&mut life).await;
         }
         let last = self.settle_down(&mut life).await;
+        self.tidy_up(&mut life).await;
         self.close(&mut life).await;
         drop(life);
         assert_eq!(self.stored_lsn, last, "everything reaches the bucket when it can");
@@ -245,9 +257,18 @@ impl World {
         self.collect_everything().await;
         let last = self.history.last();
         if let Some(pointer) = self.manifest().await.checkpoint {
-            // Losing it costs time, and nothing else.
+            // Losing it costs time, and nothing else, as long as all of the history is there.
+            let whole = self.history_is_whole(pointer.seq).await;
             self.damage(&pointer).await;
-            assert_eq!(self.open_elsewhere(last, false).await, TableFrom::Headers);
+            self.damaged = true;
+            if whole {
+                assert_eq!(self.open_elsewhere(last, false).await, TableFrom::Headers);
+            } else {
+                self.disk.wipe();
+                self.kv = MemKv::new();
+                assert!(self.open(End::DiskLost).await.is_none() && self.lost, "only a rebuild knows what was deleted");
+            }
+            self.damaged = false;
         }
         assert_eq!(self.open_elsewhere(last, true).await, TableFrom::Headers);
         if let Some(pointer) = self.manifest().await.checkpoint {
@@ -256,6 +277,17 @@ impl World {
                 .expect("a bad one is dropped");
         }
         self.digest.digest()
+    }
+
+    /// Whether every chunk of the history up to `end` is there.
+    async fn history_is_whole(&self, end: u64) -> bool {
+        let manifest = self.manifest().await;
+        let keys = self.bucket.keys();
+        let there: HashSet<&str> = keys.iter().map(String::as_str).collect();
+        (1..=end).all(|seq| {
+            let name = ChunkName { volume: manifest.id, epoch: manifest.epoch_of(seq), seq };
+            there.contains(name.key().as_str())
+        })
     }
 
     async fn manifest(&self) -> Manifest {
@@ -463,6 +495,10 @@ impl World {
         };
         let (volume, report): (Volume, OpenReport) = match opened {
             Ok(opened) => opened,
+            Err(OpenError::CheckpointLost { .. }) if self.damaged => {
+                self.lost = true;
+                return None;
+            }
             Err(e) => {
                 let text = e.to_string();
                 let expected = text.contains("injected") || text.contains("machine is off") || text.contains("damaged");
@@ -490,6 +526,35 @@ impl World {
         life.volume.advance(self.now_us);
         self.carry_out(&mut life);
         Some(life)
+    }
+
+    /// Lets compaction and deletion do all they can, and checks what is left.
+    async fn tidy_up(&mut self, life: &mut Life) {
+        for round in 0.. {
+            assert!(round < 20_000, "compaction and deletion never come to rest: {:?}", life.volume.stats());
+            self.let_pass(life, Duration::from_millis(2), 1_000_000).await;
+            let empty = life.volume.table().position().seq == 0;
+            let settled = life.volume.checkpointed().is_some() && life.volume.waits_for_checkpoint() == 0;
+            if life.volume.is_tidy() && (empty || settled) {
+                break;
+            }
+        }
+        life.volume.table().recount().expect("accounts are exact");
+        let stats = life.volume.stats();
+        tracing::info!(?stats, "tidy");
+        assert_eq!(stats.compaction_trouble, None);
+        assert_eq!(stats.deletable_bytes, 0, "dead chunks are left: {stats:?}");
+        let epochs = manifest::load(self.bucket.as_ref(), NAME).await.unwrap().0.epochs;
+        for key in self.bucket.keys() {
+            let Some(name) = ChunkName::parse(&key) else { continue };
+            let next = epochs.iter().find(|e| e.epoch > name.epoch).map_or(u64::MAX, |e| e.first_seq);
+            let current = name.epoch == life.volume.epoch();
+            // Of earlier owners there may be chunks that arrived too late to count.
+            let in_history = !name.is_relocated() && name.seq < next;
+            if current || in_history {
+                assert!(life.volume.table().knows(name.seq), "{key} is garbage");
+            }
+        }
     }
 
     /// The recovered state is a prefix of the history that contains all it must.
@@ -693,7 +758,11 @@ impl World {
                     }
                     match (life.reads.remove(&done.token), done.result) {
                         (Some(read), Ok(Outcome::Data(data))) => self.check_read(&read, &data.bytes, &data.holes),
-                        (Some(_), Err(IoError::Read(_) | IoError::Shutdown)) => {}
+                        (Some(_), Err(IoError::Read(why))) => {
+                            let lost = why.contains("missing from the bucket") || why.contains("not listed");
+                            assert!(!lost, "a chunk that is needed was deleted: {why}");
+                        }
+                        (Some(_), Err(IoError::Shutdown)) => {}
                         (None, Ok(_)) => self.client.acked(done.token),
                         (None, Err(IoError::Shutdown)) if life.closing => {}
                         (_, other) => panic!("unexpected answer {other:?}"),

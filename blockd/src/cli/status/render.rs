@@ -21,6 +21,9 @@ pub(super) fn render(status: &Status, rates: &Rates) -> String {
     } else {
         page += &volumes(&status.volumes, rates).to_string();
     }
+    if status.volumes.iter().any(|volume| volume.stats.as_ref().is_some_and(|stats| stats.stored_bytes > 0)) {
+        page = page + "\n" + &space(&status.volumes).to_string();
+    }
     for trouble in status.volumes.iter().flat_map(troubles) {
         page = page + "! " + &trouble + "\n";
     }
@@ -57,6 +60,40 @@ fn volumes(volumes: &[VolumeStatus], rates: &Rates) -> Table {
             Some(stats) => figures(stats, rates.volumes.get(&info.name).unwrap_or(&none)),
         };
         table.row(head.into_iter().chain(rest));
+    }
+    table
+}
+
+fn space(volumes: &[VolumeStatus]) -> Table {
+    let mut table = Table::new(&[
+        ("VOLUME", Align::Left),
+        ("LIVE", Align::Right),
+        ("DEAD", Align::Right),
+        ("STORED", Align::Right),
+        ("CHUNKS", Align::Right),
+        ("RELOCATED", Align::Right),
+        ("DELETED", Align::Right),
+        ("WRITE AMP", Align::Right),
+        ("COMPACTION", Align::Left),
+    ]);
+    for volume in volumes {
+        let Some(stats) = &volume.stats else { continue };
+        let compaction = match (&stats.compaction_trouble, stats.compacting) {
+            (Some(_), _) => "trouble",
+            (None, true) => "working",
+            (None, false) => "at rest",
+        };
+        table.row([
+            volume.info.name.clone(),
+            bytes(stats.live_bytes),
+            bytes(stats.dead_bytes),
+            bytes(stats.stored_bytes),
+            count(stats.bucket_chunks),
+            bytes(stats.relocated_bytes),
+            bytes(stats.deleted_bytes),
+            stats.write_amplification().map_or("-".into(), |ratio| format!("{ratio:.2}")),
+            compaction.to_owned(),
+        ]);
     }
     table
 }
@@ -101,6 +138,8 @@ fn troubles(volume: &VolumeStatus) -> Vec<String> {
         troubles.extend(stats.log_trouble.iter().map(|why| {
             format!("{name}: the log cannot grow: {why}; it goes on with what it has, and writers may have to wait")
         }));
+        troubles
+            .extend(stats.compaction_trouble.iter().map(|why| format!("{name}: compaction does not get on: {why}")));
         troubles.extend(stats.store_trouble.iter().map(|why| format!("{name}: destaging does not get on: {why}")));
     }
     troubles
@@ -162,6 +201,10 @@ mod tests {
             log_full_in_seconds: Some(95.0),
             memory_hits: 3,
             memory_misses: 1,
+            live_bytes: 10 << 30,
+            dead_bytes: 4 << 30,
+            stored_bytes: 14 << 30,
+            bucket_chunks: 900,
             store_trouble: Some("store put c/1: Throttled".into()),
             ..Default::default()
         };
@@ -219,6 +262,9 @@ blockd 0.1.0, pid 42, up 2 h 5 m, data /srv/b
 VOLUME     SIZE  STATE       CLIENTS   DIRTY  BEHIND  LOG   FULL IN  HITS  READ/s  WRITE/s  READS/s  WRITES/s  FLUSHES/s
 disk    100 GiB  open local        4  96 MiB   4.2 s  25%  1 m 35 s   75%     0 B  4.8 MiB        0      1.2k         10
 old         0 B  failed            0       -       -    -         -     -       -        -        -         -          -
+
+VOLUME    LIVE   DEAD  STORED  CHUNKS  RELOCATED  DELETED  WRITE AMP  COMPACTION
+disk    10 GiB  4 GiB  14 GiB     900        0 B      0 B          -  at rest
 ! disk: destaging does not get on: store put c/1: Throttled
 ! cannot open volume \"old\": no
 
