@@ -269,7 +269,7 @@ fn an_idle_volume_makes_no_request_and_old_objects_do_not_pile_up() {
 fn daemon_less_check(store: &Store) -> (Option<i32>, Value) {
     let nowhere = tempfile::tempdir().unwrap();
     let output = common::daemon::program()
-        .args(["volume", "check", "disk", "--json", "--grace", "0s", "--data-dir"])
+        .args(["volume", "check", "disk", "--json", "--data-dir"])
         .arg(nowhere.path())
         .args(&store.args)
         .output()
