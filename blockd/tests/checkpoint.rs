@@ -47,6 +47,19 @@ impl Store {
         Daemon::start(data, &args)
     }
 
+    /// As [`Store::serve`], on a host that takes the volume whoever has it.
+    fn take(&self, data: &Path, more: &[&str]) -> Daemon {
+        let daemon = self.serve(data, more);
+        // Whether it opens is for the test to say.
+        daemon.run(&["volume", "open", "disk", "--force"]);
+        daemon
+    }
+
+    /// The manifest's file.
+    fn manifest(&self) -> PathBuf {
+        self.files("volumes").into_iter().find(|path| path.ends_with("manifest")).unwrap()
+    }
+
     /// Files of objects whose keys begin so.
     fn files(&self, prefix: &str) -> Vec<PathBuf> {
         fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
@@ -127,7 +140,7 @@ fn a_lost_host_costs_what_status_said(store: &Store) {
     daemon.kill();
     std::fs::remove_dir_all(first.path()).unwrap();
 
-    let daemon = store.serve(second.path(), &OFTEN);
+    let daemon = store.take(second.path(), &OFTEN);
     let reached = opened_lsn(&daemon);
     assert!((promised..=last).contains(&reached), "{reached} is not between {promised} and {last}");
     check_prefix(&mut daemon.attach("disk"), reached);
@@ -170,7 +183,7 @@ fn no_flushed_write_is_missing(store: &Store) {
     }
     daemon.kill();
     std::fs::remove_dir_all(first.path()).unwrap();
-    let daemon = store.serve(second.path(), &[]);
+    let daemon = store.take(second.path(), &[]);
     let reached = opened_lsn(&daemon);
     assert!((flushed..=last).contains(&reached), "{reached} is not between {flushed} and {last}");
     check_prefix(&mut daemon.attach("disk"), reached);
@@ -220,20 +233,20 @@ fn a_damaged_checkpoint_is_made_up_for_by_headers_or_named() {
     }
     let data = tempfile::tempdir().unwrap();
     // None of its own, lest there be a good one before the end of this.
-    let daemon = store.serve(data.path(), &["--checkpoint-chunks", "100000"]);
+    let daemon = store.take(data.path(), &["--checkpoint-chunks", "100000"]);
     assert!(daemon.log().contains("made of chunk headers instead"), "{}", daemon.log());
     shadow.check_all(&mut daemon.attach("disk"));
     drop(daemon);
 
     // Without a chunk that would have made up for it the volume does not open, and says what to do.
-    let manifest = std::fs::read(&store.files("volumes")[0]).unwrap();
+    let manifest = std::fs::read(store.manifest()).unwrap();
     let chunks = store.files("chunks");
     let missing =
         chunks.iter().find(|path| path.to_string_lossy().ends_with("0000000000000001-0000000000000002")).unwrap();
     let kept = std::fs::read(missing).unwrap();
     std::fs::remove_file(missing).unwrap();
     let data = tempfile::tempdir().unwrap();
-    let mut daemon = store.serve(data.path(), &["--checkpoint-chunks", "100000"]);
+    let mut daemon = store.take(data.path(), &["--checkpoint-chunks", "100000"]);
     let error = daemon.volume("disk")["error"].as_str().unwrap().to_owned();
     let name = missing.file_name().unwrap().to_str().unwrap();
     assert!(error.contains("blockd volume rebuild disk") && error.contains(name), "{error}");
@@ -244,7 +257,7 @@ fn a_damaged_checkpoint_is_made_up_for_by_headers_or_named() {
     shadow.check_all(&mut daemon.attach("disk"));
     assert!(daemon.refused(&["volume", "rebuild", "disk"]).contains("is open"));
     assert!(daemon.log().contains("names no checkpoint any more"), "{}", daemon.log());
-    assert_ne!(std::fs::read(&store.files("volumes")[0]).unwrap(), manifest);
+    assert_ne!(std::fs::read(store.manifest()).unwrap(), manifest);
     daemon.restart();
     shadow.check_all(&mut daemon.attach("disk"));
 }
@@ -254,7 +267,7 @@ fn an_idle_volume_makes_no_request_and_old_objects_do_not_pile_up() {
     let store = Store::in_a_directory();
     drop(with_a_checkpoint(&store));
     let data = tempfile::tempdir().unwrap();
-    let daemon = store.serve(data.path(), &["--checkpoint-age", "1s"]);
+    let daemon = store.take(data.path(), &["--checkpoint-age", "1s"]);
     wait_for_checkpoint(&daemon, daemon.stats("disk")["opened_lsn"].as_u64().unwrap());
     std::thread::sleep(Duration::from_secs(1));
     let requests = |daemon: &Daemon| daemon.json(&["status"])["store"].clone();
@@ -269,7 +282,7 @@ fn an_idle_volume_makes_no_request_and_old_objects_do_not_pile_up() {
 fn daemon_less_check(store: &Store) -> (Option<i32>, Value) {
     let nowhere = tempfile::tempdir().unwrap();
     let output = common::daemon::program()
-        .args(["volume", "check", "disk", "--json", "--grace", "0s", "--data-dir"])
+        .args(["volume", "check", "disk", "--json", "--data-dir"])
         .arg(nowhere.path())
         .args(&store.args)
         .output()

@@ -302,6 +302,8 @@ fn an_owner_stopped_beyond_its_lease_answers_nothing_wrong() {
     north.wait_drained("disk");
     let south = shared.serve("south", SHORT, &[]);
     north.signal(libc::SIGSTOP);
+    // It takes a moment until every thread stands still.
+    std::thread::sleep(Duration::from_millis(200));
     // Asked while it stands still: answered, if at all, after another host has written.
     client.submit(Request::Read { offset: 0, len: 4096 }).unwrap();
     client.submit(Request::Write { offset: 4096, data: &[5; 4096], fua: true }).unwrap();

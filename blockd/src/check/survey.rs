@@ -46,7 +46,7 @@ pub(super) async fn survey(options: &CheckOptions<'_>, manifest: &Manifest) -> a
     chunks::verify(options, &table, &uses, &chunks, &mut report).await?;
     orphaned_checkpoints(options, manifest, &objects, &reached, &mut report);
     if let Some(home) = &options.local {
-        local_table(home, manifest, &table, end.applied, &found, &mut report)?;
+        local_table(home, manifest, (&table, &uses), end.applied, &found, &mut report)?;
     }
     Ok(report)
 }
@@ -315,7 +315,7 @@ fn orphaned_checkpoints(
 fn local_table(
     home: &TableHome,
     manifest: &Manifest,
-    bucket: &Table,
+    (bucket, known): (&Table, &BTreeMap<u64, chunks::Use>),
     end: Applied,
     found: &BTreeMap<ChunkName, u64>,
     report: &mut Report,
@@ -340,10 +340,12 @@ fn local_table(
     };
     if applied.seq > end.seq {
         bad(format!("it is at chunk {}, while the bucket goes up to {} only", applied.seq, end.seq));
-    } else if let Some(used) =
-        uses.values().find(|used| used.name.volume == manifest.id && !found.contains_key(&used.name))
-    {
+    } else if let Some(used) = uses.iter().find(|(seq, used)| {
+        // What the bucket's table needs as well is found missing there.
+        used.name.volume == manifest.id && !found.contains_key(&used.name) && !known.contains_key(*seq)
+    }) {
         // It may be older than what was deleted since; the next opening takes the checkpoint then.
+        let (_, used) = used;
         if manifest.checkpoint.is_none_or(|pointer| pointer.seq <= applied.seq) {
             bad(format!("it maps block {} to {}, which is not there", used.first_lba, used.name.key()));
         }

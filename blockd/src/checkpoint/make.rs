@@ -120,6 +120,9 @@ impl Keeper {
             let known = |name: &str, size: u64| {
                 [&self.sent, &candidates].iter().any(|files| files.get(name).is_some_and(|file| file.size == size))
             };
+            // What is still in memory would be counted by what it takes there, which is far too much.
+            let table = ask.table.clone();
+            ask.blocking.run_low(move || table.persist()).await??;
             let bytes = ask.table.unknown_bytes(&known);
             if bytes > budget {
                 return Ok(Made::TooDear { bytes });

@@ -140,6 +140,8 @@ impl CatchUp<'_> {
                 }
             }
         };
+        let empty = table.applied() == Applied::default() && claim.state.seq > 0;
+        let from = if empty { TableFrom::Headers } else { from };
         let table = Arc::new(table);
         let read = self.apply_headers(&table, claim).await;
         let headers_read = read.map_err(|e| match (e, lost) {
