@@ -288,7 +288,7 @@ async fn count(
         since += index.object_len();
         chunks += 1;
         // The rule of an open volume.
-        let rule = blockd::volume::CheckpointRule { changes: chunks, bytes: since, cost };
+        let rule = blockd::volume::CheckpointRule { changes: chunks, bytes: since, cost, waiting: 0 };
         let Some(budget) = rule.due(args.checkpoint_chunks) else { continue };
         match attempt(keeper, store, table, budget).await? {
             Made::TooDear { bytes } => cost = bytes,

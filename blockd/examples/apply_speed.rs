@@ -18,7 +18,7 @@ const CHUNK_BLOCKS: u64 = 4096;
 fn chunk(seq: u64, pieces: Vec<Piece>) -> ChunkIndex {
     let name = ChunkName { volume: VolumeId([1; 16]), epoch: 1, seq };
     let draft = ChunkDraft { name, first_lsn: seq, last_lsn: seq, codec: Codec::None, created_ms: 0, pieces };
-    draft.encode().expect("a sound draft").index
+    draft.encode(None).expect("a sound draft").index
 }
 
 fn main() {

@@ -1,4 +1,4 @@
-//! What a volume takes in the bucket: the engine over a bucket in memory, with checkpoints as copies of the table.
+//! What a volume takes in the bucket: the engine over a bucket in memory, with its checkpoints.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use blockd::buf::AlignedBuf;
 use blockd::chunk::{ChunkName, Codec};
-use blockd::manifest::{self, Durability, Manifest, VolumeState};
+use blockd::manifest::{self, Durability, Manifest, Seal, VolumeState};
 use blockd::store::{MemoryStore, ObjectStore};
-use blockd::table::{MemKv, Table};
+use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK, BLOCK_SIZE, VolumeId};
 use blockd::volume::{
     Blocking, CompactionTuning, Effect, JobDone, LogOp, Outcome, Parts, ReadNow, Token, Tuning, Volume, WriteData,
@@ -66,19 +66,21 @@ struct World {
     volume: Volume,
     log: Arc<RamLog>,
     bucket: Arc<MemoryStore>,
-    kv: Arc<MemKv>,
-    table: Arc<Table>,
     jobs: JoinSet<()>,
     sender: mpsc::UnboundedSender<JobDone>,
     done: mpsc::UnboundedReceiver<JobDone>,
     now_us: u64,
     token: u64,
     answers: BTreeMap<u64, Outcome>,
-    checkpoint_us: u64,
 }
 
 impl World {
     async fn new(size: u64, chunk_bytes: u64) -> Self {
+        Self::with_checkpoints(size, chunk_bytes, 1_000_000).await
+    }
+
+    /// `age_us` is that of [`Tuning::checkpoint_age_us`].
+    async fn with_checkpoints(size: u64, chunk_bytes: u64, age_us: u64) -> Self {
         let bucket = Arc::new(MemoryStore::new());
         let id = VolumeId([7; 16]);
         let manifest = Manifest {
@@ -91,14 +93,18 @@ impl World {
             state: VolumeState::Active,
             created_ms: 0,
             epochs: Vec::new(),
+            encryption: None,
+            checkpoint: None,
+            seal: Seal::None,
         };
         manifest::create(bucket.as_ref(), &manifest).await.unwrap();
-        let (log, kv) = (Arc::new(RamLog::default()), MemKv::new());
-        let table = Arc::new(Table::in_memory(kv.clone(), id).unwrap());
+        let log = Arc::new(RamLog::default());
         let parts = Parts {
             store: bucket.clone(),
             device: log.clone(),
-            table: table.clone(),
+            home: TableHome::Memory(MemKv::new()),
+            rebuild: false,
+            progress: Arc::default(),
             frame_cache: None,
             blocking: Blocking::Inline,
             wall: Arc::new(|| 0),
@@ -108,13 +114,16 @@ impl World {
                 block_cache_bytes: 0,
                 compaction: CompactionTuning::default(),
                 delete_grace_us: 1_000_000,
+                checkpoint_chunks: 1 << 32,
+                checkpoint_age_us: age_us,
                 ..Tuning::default()
             },
+            keys: None,
         };
-        let (volume, _) = Volume::open_parts(parts, NAME, [1; 16]).await.unwrap();
+        let (volume, _) = Volume::open_parts(parts, manifest, [1; 16]).await.unwrap();
         let (sender, done) = mpsc::unbounded_channel();
         let (jobs, answers) = (JoinSet::new(), BTreeMap::new());
-        Self { volume, log, bucket, kv, table, jobs, sender, done, now_us: 1, token: 0, answers, checkpoint_us: 0 }
+        Self { volume, log, bucket, jobs, sender, done, now_us: 1, token: 0, answers }
     }
 
     fn token(&mut self) -> Token {
@@ -155,15 +164,6 @@ impl World {
             self.volume.job_done(done);
         }
         while self.jobs.try_join_next().is_some() {}
-        if self.now_us >= self.checkpoint_us + 1_000_000 {
-            self.checkpoint_us = self.now_us;
-            self.checkpoint();
-        }
-    }
-
-    fn checkpoint(&mut self) {
-        let copy = Table::in_memory(self.kv.copy(), self.volume.id()).unwrap();
-        self.volume.checkpointed(copy.position());
     }
 
     /// Nobody asks for anything until nothing is left to be done.
@@ -173,7 +173,7 @@ impl World {
             let stats = self.volume.stats();
             let stored = stats.destaged_lsn == stats.accepted_lsn;
             if stored && self.volume.is_tidy() && self.volume.waits_for_checkpoint() == 0 {
-                self.table.recount().unwrap();
+                self.volume.table().recount().unwrap();
                 return;
             }
         }
@@ -329,8 +329,7 @@ fn small_chunks_are_merged() {
 #[test]
 fn nothing_happens_without_a_checkpoint() {
     run(async {
-        let mut world = World::new(64 * MIB, MIB).await;
-        world.checkpoint_us = u64::MAX - 10_000_000;
+        let mut world = World::with_checkpoints(64 * MIB, MIB, u64::MAX).await;
         for value in 1..=2000 {
             world.write(value % 500, value);
             if value % 100 == 0 {

@@ -7,14 +7,14 @@ use futures::{FutureExt, StreamExt, stream};
 use super::chunks::{self, Chunk};
 use super::report::{Kind, Report};
 use super::{CheckOptions, Progress};
-use crate::checkpoint::rebuild::{self, Listed, RELOCATED};
+use crate::checkpoint::rebuild::{self, Listed};
 use crate::checkpoint::{Checkpoint, CheckpointError, collect, restore};
 use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, read_index};
 use crate::crypt::Keys;
 use crate::manifest::{CheckpointName, CheckpointPointer, Manifest};
 use crate::store::{ObjectStore, StoreErrorKind};
-use crate::table::{Applied, Table, TableHome};
-use crate::volume::{Blocking, OBJECT_PUTS_MAX};
+use crate::table::{Applied, Position, Table, TableHome};
+use crate::volume::{Blocking, OBJECT_PUTS_MAX, OpenError, Holes};
 
 /// Headers of the history's end read at the same time.
 const READ_AHEAD: usize = rebuild::READ_AHEAD;
@@ -35,14 +35,21 @@ pub(super) async fn survey(options: &CheckOptions<'_>, manifest: &Manifest) -> a
 
     // From here on the table is made to say what the bucket says.
     let found: BTreeMap<ChunkName, u64> = listed.iter().map(|chunk| (chunk.name, chunk.size)).collect();
-    let end =
-        apply_history((store, options.keys.as_ref()), manifest, &found, &table, options.progress, &mut report).await?;
+    let source = (store, options.keys.as_ref());
+    let filled = match &manifest.checkpoint {
+        Some(pointer) if table.is_blank() => do_without(source, manifest, pointer, &listed, &table, &mut report).await?,
+        _ => true,
+    };
+    let end = match filled {
+        true => apply_history(source, manifest, &found, &table, options.progress, &mut report).boxed().await?,
+        false => End { applied: Applied::default(), whole: false },
+    };
     report.last_seq = end.applied.seq;
     report.last_lsn = end.applied.lsn;
 
     let uses = chunks::uses(&table)?;
     report.mapped_blocks = uses.values().map(|u| u.blocks).sum();
-    let chunks = classify(options, manifest, &listed, &uses, &end, &mut report);
+    let chunks = classify(options, manifest, &listed, (&table, &uses), &end, &mut report);
     chunks::verify(options, &table, &uses, &chunks, &mut report).await?;
     orphaned_checkpoints(options, manifest, &objects, &reached, &mut report);
     if let Some(home) = &options.local {
@@ -156,6 +163,41 @@ async fn held(
     Ok(())
 }
 
+/// Makes the table what the chunk headers say at the position of a checkpoint that is of no use. Returns whether that
+/// could be done.
+async fn do_without(
+    (store, keys): (&dyn ObjectStore, Option<&Keys>),
+    manifest: &Manifest,
+    pointer: &CheckpointPointer,
+    listed: &[Listed],
+    table: &Table,
+    report: &mut Report,
+) -> anyhow::Result<bool> {
+    let history = rebuild::history(manifest, listed, pointer.seq);
+    if !history.holes.is_empty() {
+        let holes = Holes(history.holes.clone());
+        report.notes.push(format!(
+            "chunks {holes} of the history are not there: without the checkpoint it cannot be told whether they were              needed, or deleted because they were not"
+        ));
+    }
+    let upto = Applied { seq: pointer.seq, lsn: pointer.lsn };
+    let keep = |basis| basis <= upto.seq;
+    match rebuild::fill::<OpenError>(store, keys, &history, table, upto, keep, || ()).boxed().await {
+        Ok(()) => Ok(true),
+        Err(OpenError::Chunk(ReadError::Store(error))) => Err(error.into()),
+        Err(OpenError::Chunk(error)) => {
+            report.notes.push(format!("the table could not be made of chunk headers either: {error}"));
+            let name = match &error {
+                ReadError::Header { name, .. } | ReadError::Truncated { name, .. } | ReadError::Missing { name } => name.key(),
+                _ => manifest.name.clone(),
+            };
+            report.add(Kind::ChunkDamaged, name, format!("{error}; restore it"), false);
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Where the history that could be followed ends.
 pub(super) struct End {
     pub applied: Applied,
@@ -175,7 +217,7 @@ async fn apply_history(
     let chunk = |seq| ChunkName { volume: manifest.id, epoch: manifest.epoch_of(seq), seq };
     let settled = manifest.settled().map_or(0, |e| e.first_seq);
     let first = table.applied().seq + 1;
-    let newest = found.keys().map(|name| name.seq).filter(|seq| seq & RELOCATED == 0).max().unwrap_or(0);
+    let newest = found.keys().filter(|name| !name.is_relocated()).map(|name| name.seq).max().unwrap_or(0);
     // Chunks of the last epoch may be on their way; those of epochs before it have all arrived.
     let mut last = settled.saturating_sub(1).max(first - 1);
     while found.contains_key(&chunk(last + 1)) {
@@ -222,7 +264,7 @@ async fn apply_history(
     let beyond = chunk(last + OBJECT_PUTS_MAX as u64 + 1);
     if missing == 0
         && newest >= beyond.seq
-        && found.keys().any(|n| n.epoch == beyond.epoch && n.seq >= beyond.seq && n.seq & RELOCATED == 0)
+        && found.keys().any(|n| n.epoch == beyond.epoch && n.seq >= beyond.seq && !n.is_relocated())
     {
         let name = chunk(last + 1);
         report.add(
@@ -255,19 +297,23 @@ fn classify(
     options: &CheckOptions<'_>,
     manifest: &Manifest,
     listed: &[Listed],
-    uses: &BTreeMap<u64, chunks::Use>,
+    (table, uses): (&Table, &BTreeMap<u64, chunks::Use>),
     end: &End,
     report: &mut Report,
 ) -> Vec<Chunk> {
     let last_epoch = manifest.settled().map_or(0, |e| e.epoch);
     // Who was fenced may not have noticed for a while, and who reads may still read.
     let old = manifest.settled().is_some_and(|e| e.opened_ms.saturating_add(options.grace_ms) <= options.now_ms);
+    // What earlier owners moved is in the present owner's table, if anywhere, and so in every checkpoint of its own.
+    let settled_by_owner = manifest.checkpoint.is_some_and(|pointer| pointer.object.epoch == last_epoch);
     let mut chunks = Vec::new();
     for Listed { name, size } in listed {
-        let relocated = name.seq & RELOCATED != 0;
+        let relocated = name.is_relocated();
         let in_history = !relocated && manifest.epoch_of(name.seq) == name.epoch && name.epoch > 0;
         let used = uses.get(&name.seq).is_some_and(|u| u.name == *name);
-        if used || (in_history && name.seq <= end.applied.seq) {
+        // One whose zeroes and holes alone are needed, or that is dead and waits for its deletion.
+        let known = relocated && table.knows(name.seq) && table.directory(name.seq).is_ok_and(|d| d.name == *name);
+        if used || known || (in_history && name.seq <= end.applied.seq) {
             match used {
                 true => (report.live_chunks, report.live_bytes) = (report.live_chunks + 1, report.live_bytes + size),
                 false => (report.dead_chunks, report.dead_bytes) = (report.dead_chunks + 1, report.dead_bytes + size),
@@ -275,7 +321,7 @@ fn classify(
             chunks.push(Chunk { name: *name, size: *size });
         } else if is_seal_place(manifest, name) {
             // It keeps an old owner out, for ever.
-        } else if name.epoch >= last_epoch || !end.whole || !old {
+        } else if name.epoch >= last_epoch || !end.whole || !old || (relocated && !settled_by_owner) {
             report.pending_objects += 1;
         } else {
             report.add(Kind::Orphan, name.key(), "no history and no table knows this chunk", true);
@@ -346,10 +392,10 @@ fn local_table(
     }) {
         // It may be older than what was deleted since; the next opening takes the checkpoint then.
         let (_, used) = used;
-        if manifest.checkpoint.is_none_or(|pointer| pointer.seq <= applied.seq) {
+        if manifest.checkpoint.is_none_or(|pointer| Position::from(&pointer) <= table.position()) {
             bad(format!("it maps block {} to {}, which is not there", used.first_lba, used.name.key()));
         }
-    } else if applied == bucket.applied() && !chunks::same(&table, bucket)? {
+    } else if table.position() == bucket.position() && !chunks::same(&table, bucket)? {
         bad("it maps blocks elsewhere than checkpoint and chunk headers do".to_owned());
     }
     Ok(())

@@ -8,6 +8,7 @@ use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, read_index};
 use crate::crypt::Keys;
 use crate::manifest::Manifest;
 use crate::store::{ListEntry, ObjectStore, StoreError};
+use crate::table::{Applied, Rebuild, RebuildKey, Table, TableError};
 use crate::types::VolumeId;
 
 /// Prefixes over which a volume's chunks are spread.
@@ -94,6 +95,45 @@ pub fn history(manifest: &Manifest, chunks: &[Listed], end: u64) -> History {
     }
     history.fresh = fresh.into_values().collect();
     history
+}
+
+/// Which holes of a history cannot come from deletion, because no checkpoint at `checkpointed` or later proves those chunks
+/// dead: from the first to the last.
+pub fn lost(holes: &[(u64, u64)], checkpointed: u64) -> Vec<(u64, u64)> {
+    let beyond = holes.iter().map(|(first, last)| ((*first).max(checkpointed + 1), *last));
+    beyond.filter(|(first, last)| first <= last).collect()
+}
+
+/// Makes the empty `table` what the chunks of `history` say up to `upto`. `step` hears of each header read: all of those
+/// of relocated chunks twice, first for their places in the order. Relocated chunks are left out whose basis `keep` does
+/// not want.
+pub async fn fill<E: From<ReadError> + From<TableError>>(
+    store: &dyn ObjectStore,
+    keys: Option<&Keys>,
+    history: &History,
+    table: &Table,
+    upto: Applied,
+    keep: impl Fn(u64) -> bool,
+    step: impl Fn(),
+) -> Result<(), E> {
+    let mut order: Vec<(RebuildKey, ChunkName)> =
+        history.fresh.iter().map(|name| (RebuildKey::new(name, name.seq), *name)).collect();
+    read_headers(store, keys, history.relocated.iter().copied(), |index| {
+        step();
+        if keep(index.basis()) {
+            order.push((RebuildKey::new(&index.name, index.basis()), index.name));
+        }
+        Ok::<_, E>(())
+    })
+    .await?;
+    order.sort_unstable_by_key(|(place, _)| *place);
+    let mut rebuild = Rebuild::begin(table, upto)?;
+    read_headers(store, keys, order.into_iter().map(|(_, name)| name), |index| {
+        step();
+        Ok::<_, E>(rebuild.add(&index)?)
+    })
+    .await?;
+    Ok(rebuild.finish()?)
 }
 
 /// Reads the headers of `names`, many at once, and hands them to `take` in order.

@@ -37,7 +37,7 @@ pub use leaf::Target;
 pub use lookup::{ChunkDirectory, Mapped};
 pub use memory::MemKv;
 pub use reclaim::Doomed;
-pub use relocate::{Gathered, Moved, RebuildKey};
+pub use relocate::{Gathered, Moved, Rebuild, RebuildKey};
 pub use simulate::{random_chunk, simulate};
 pub use space::{Dead, Position, Space, Usage};
 pub use table::{FrozenTable, Table, TableStats};

@@ -52,6 +52,61 @@ impl RebuildKey {
     }
 }
 
+/// Makes an empty table what the chunks of a volume say, from nothing but their headers, which come in the order of
+/// [`RebuildKey`]. Zeroes that count as allocated and hide nothing may come back as holes. Chunks that turn out to be
+/// without use are taken for alive until the end, so that nothing is deleted that a snapshot needs. A failure leaves a
+/// table that must be thrown away.
+pub struct Rebuild<'a> {
+    table: &'a Table,
+    upto: Applied,
+    previous: Option<RebuildKey>,
+}
+
+impl<'a> Rebuild<'a> {
+    /// `upto` is the end of the history.
+    pub fn begin(table: &'a Table, upto: Applied) -> Result<Self, TableError> {
+        if !table.is_blank() {
+            return Err(TableError::Damaged("only an empty table can be rebuilt".into()));
+        }
+        Ok(Self { table, upto, previous: None })
+    }
+
+    /// Takes in the next chunk.
+    pub fn add(&mut self, index: &ChunkIndex) -> Result<(), TableError> {
+        let table = self.table;
+        let applied = table.lock_applied();
+        let place = RebuildKey::new(&index.name, index.basis());
+        let wrong = match index.kind {
+            _ if index.name.volume != table.volume => Some("it belongs to another volume"),
+            ChunkKind::Seal => Some("it is a seal"),
+            _ if index.basis() > self.upto.seq => Some("it lies beyond the end of the history"),
+            _ if self.previous.is_some_and(|previous| previous >= place) => Some("it comes too late"),
+            _ => None,
+        };
+        if let Some(why) = wrong {
+            return Err(TableError::OutOfOrder { applied: *applied, got: index.name, why });
+        }
+        self.previous = Some(place);
+        let mut batch = Batch::default();
+        if index.kind == ChunkKind::Relocated {
+            let newest = table.newest_relocated().max(index.name.seq);
+            batch.put(&key::RELOCATED, key::encode_pair(newest, 0));
+            table.lock_chunks().newest = newest;
+        }
+        table.set_all(index, (self.upto.seq + 1, 0), batch)
+    }
+
+    /// Says how far the table is now.
+    pub fn finish(self) -> Result<(), TableError> {
+        let mut applied = self.table.lock_applied();
+        let mut batch = Batch::default();
+        batch.put(&key::APPLIED, key::encode_applied(self.upto));
+        self.table.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
+        *applied = self.upto;
+        Ok(())
+    }
+}
+
 impl Table {
     /// What has to be copied of the chunks `victims`, all of them applied. Of zeroes and holes it may see what a chunk
     /// applied meanwhile says: that does no harm, because that chunk comes after the basis and says it again.
@@ -178,47 +233,17 @@ impl Table {
         Ok(moved)
     }
 
-    /// Makes an empty table what the chunks of a volume say, from nothing but their `headers`, which come in the order of
-    /// [`RebuildKey`]. `upto` is the end of the history. Zeroes that count as allocated and
-    /// hide nothing may come back as holes. Chunks that turn out to be without use are taken for alive until
-    /// then, so that nothing is deleted that a snapshot needs. A failure leaves a table that must be thrown away.
+    /// Makes an empty table what the chunks of a volume say, from nothing but their `headers`, as [`Rebuild`] does.
     pub fn rebuild<E: From<TableError>>(
         &self,
         headers: impl IntoIterator<Item = Result<ChunkIndex, E>>,
         upto: Applied,
     ) -> Result<(), E> {
-        let mut applied = self.lock_applied();
-        let mut previous = None;
-        if *applied != Applied::default() || !self.lock_chunks().used.is_empty() {
-            return Err(TableError::Damaged("only an empty table can be rebuilt".into()).into());
-        }
+        let mut rebuild = Rebuild::begin(self, upto)?;
         for index in headers {
-            let index = index?;
-            let place = RebuildKey::new(&index.name, index.basis());
-            let wrong = match index.kind {
-                _ if index.name.volume != self.volume => Some("it belongs to another volume"),
-                ChunkKind::Seal => Some("it is a seal"),
-                _ if index.basis() > upto.seq => Some("it lies beyond the end of the history"),
-                _ if previous.is_some_and(|previous| previous >= place) => Some("it comes too late"),
-                _ => None,
-            };
-            if let Some(why) = wrong {
-                return Err(TableError::OutOfOrder { applied: *applied, got: index.name, why }.into());
-            }
-            previous = Some(place);
-            let mut batch = Batch::default();
-            if index.kind == ChunkKind::Relocated {
-                let newest = self.lock_chunks().newest.max(index.name.seq);
-                batch.put(&key::RELOCATED, key::encode_pair(newest, 0));
-                self.lock_chunks().newest = newest;
-            }
-            self.set_all(&index, (upto.seq + 1, 0), batch)?;
+            rebuild.add(&index?)?;
         }
-        let mut batch = Batch::default();
-        batch.put(&key::APPLIED, key::encode_applied(upto));
-        self.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
-        *applied = upto;
-        Ok(())
+        Ok(rebuild.finish()?)
     }
 
     /// Compares the account of every chunk with the leaves. Reads the whole table.

@@ -184,6 +184,14 @@ impl Table {
         *self.lock_applied()
     }
 
+    /// Whether it says nothing yet. One that was never at any position and is not blank is what a rebuild that failed
+    /// left.
+    pub fn is_blank(&self) -> bool {
+        let blank = *self.lock_applied() == Applied::default();
+        let chunks = self.lock_chunks();
+        blank && chunks.used.is_empty() && chunks.dead.is_empty()
+    }
+
     /// Sums over the chunks it knows.
     pub fn space(&self) -> Space {
         self.lock_chunks().space()

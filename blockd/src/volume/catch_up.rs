@@ -1,20 +1,19 @@
 //! Bringing the translation table up to the bucket's state when a volume is opened: from the table that is here, or from
 //! the bucket's checkpoint, or from nothing; then from the chunk headers after that.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 
 use super::job::Blocking;
 use super::open::OpenError;
 use super::own::{self, Claim};
-use crate::checkpoint::rebuild::{self, History};
+use crate::checkpoint::rebuild;
 use crate::checkpoint::{Checkpoint, CheckpointError, Flaw, restore};
 use crate::chunk::{ChunkIndex, ChunkName, ReadError};
 use crate::crypt::Keys;
 use crate::manifest::{self, CheckpointPointer, Manifest};
 use crate::store::ObjectStore;
-use crate::table::{Applied, Table, TableError, TableHome};
+use crate::table::{Applied, Position, Table, TableError, TableHome};
 
 /// Where the table came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +71,8 @@ pub(super) struct CaughtUp {
     pub from: TableFrom,
     /// The checkpoint the table was made of.
     pub restored: Option<Checkpoint>,
+    /// Whether the manifest's checkpoint is of use, as far as it was looked at.
+    pub checkpoint_sound: bool,
     pub headers_read: u64,
 }
 
@@ -79,7 +80,19 @@ impl CatchUp<'_> {
     /// The table that is here, and how far it is or the bucket's checkpoint, whichever is further.
     pub async fn begin(&self, manifest: &Manifest) -> Result<(Table, Applied), OpenError> {
         let (home, volume) = (self.home.clone(), manifest.id);
-        let table = self.blocking.run(move || home.open(volume)).await?;
+        let table = self
+            .blocking
+            .run(move || {
+                let table = home.open(volume)?;
+                if table.applied() != Applied::default() || table.is_blank() {
+                    return Ok(table);
+                }
+                // A rebuild that did not get to its end.
+                drop(table);
+                home.discard().map_err(TableError::Files)?;
+                home.open(volume)
+            })
+            .await?;
         let local = table.applied();
         let known = match manifest.checkpoint {
             Some(pointer) if pointer.seq > local.seq => Applied { seq: pointer.seq, lsn: pointer.lsn },
@@ -110,7 +123,8 @@ impl CatchUp<'_> {
         let pointer = claim.manifest.checkpoint;
         // A table that another owner's changes went past may know chunks that are gone, whatever its position.
         let ours = claim.previous.as_ref().is_none_or(|e| e.owner == self.owner);
-        let newer = |pointer: &CheckpointPointer| !ours || pointer.seq > local.applied().seq;
+        // Nor may one that compaction went past: the sources of what it moved are deleted.
+        let newer = |pointer: &CheckpointPointer| !ours || Position::from(pointer) > local.position();
         let mut lost = None;
         let (table, from, restored) = match pointer.filter(newer) {
             None if ours => (local, TableFrom::Local, None),
@@ -142,20 +156,23 @@ impl CatchUp<'_> {
         };
         let empty = table.applied() == Applied::default() && claim.state.seq > 0;
         let from = if empty { TableFrom::Headers } else { from };
-        let table = Arc::new(table);
-        let read = self.apply_headers(&table, claim).await;
-        let headers_read = read.map_err(|e| match (e, lost) {
-            (OpenError::Missing(missing), Some(checkpoint)) => {
-                OpenError::CheckpointLost { name: claim.manifest.name.clone(), checkpoint, missing }
-            }
+        let checkpoint_lost = |e, claim: &Claim| match (e, &lost) {
+            (OpenError::Missing(missing), Some(checkpoint)) => OpenError::CheckpointLost {
+                name: claim.manifest.name.clone(),
+                checkpoint: checkpoint.clone(),
+                missing,
+            },
             (e, _) => e,
-        })?;
-        Ok(CaughtUp {
-            table: Arc::into_inner(table).expect("nobody else holds it any more"),
-            from,
-            restored,
-            headers_read,
-        })
+        };
+        let (mut table, mut from) = (table, from);
+        let mut headers_read =
+            self.apply_headers(&table, &mut *claim).await.map_err(|e| checkpoint_lost(e, &*claim))?;
+        if lost.is_some() && from == TableFrom::Local && !self.is_whole(&table, claim).await? {
+            // It missed what compaction did before the checkpoint, and needs what was deleted then.
+            (table, from) = (self.empty(table, claim).await?, TableFrom::Headers);
+            headers_read = self.apply_headers(&table, &mut *claim).await.map_err(|e| checkpoint_lost(e, &*claim))?;
+        }
+        Ok(CaughtUp { table, from, restored, checkpoint_sound: lost.is_none(), headers_read })
     }
 
     /// With the checkpoint useless: the table that is here, if it can be relied on, else an empty one.
@@ -172,11 +189,26 @@ impl CatchUp<'_> {
         Ok((self.empty(table, claim).await?, TableFrom::Headers, None))
     }
 
+    /// Whether all chunks of this volume that blocks are mapped to are there.
+    async fn is_whole(&self, table: &Table, claim: &Claim) -> Result<bool, OpenError> {
+        let volume = claim.manifest.id;
+        let listed = rebuild::list_chunks(self.store, volume, |_, _| {}).await?;
+        let there: BTreeSet<ChunkName> = listed.iter().map(|chunk| chunk.name).collect();
+        let used: Vec<u64> = table.with_usage(|used| used.keys().copied().collect());
+        for id in used {
+            let name = table.directory(id)?.name;
+            if name.volume == volume && !there.contains(&name) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// An empty table in place of `old`.
     async fn empty(&self, old: Table, claim: &Claim) -> Result<Table, OpenError> {
         let (home, volume) = (self.home.clone(), claim.manifest.id);
         let made = self.blocking.run(move || {
-            if old.applied() == Applied::default() {
+            if old.is_blank() {
                 return Ok(old);
             }
             drop(old);
@@ -187,7 +219,7 @@ impl CatchUp<'_> {
     }
 
     /// Applies the headers after the table's position. Returns how many.
-    async fn apply_headers(&self, table: &Arc<Table>, claim: &mut Claim) -> Result<u64, OpenError> {
+    async fn apply_headers(&self, table: &Table, claim: &mut Claim) -> Result<u64, OpenError> {
         let (first, last) = (table.applied().seq + 1, claim.state.seq);
         self.progress.begin((last + 1).saturating_sub(first));
         // The claim has read the newest of them already; a reader's holes are errors, in order.
@@ -218,36 +250,33 @@ impl CatchUp<'_> {
         let name = claim.manifest.name.clone();
         let table = self.empty(local, claim).await?;
         let listed = rebuild::list_chunks(self.store, claim.manifest.id, |_, _| {}).await?;
-        let History { fresh, holes, relocated, .. } = rebuild::history(&claim.manifest, &listed, claim.state.seq);
-        if !holes.is_empty() {
-            return Err(OpenError::Holes { name, holes: Holes(holes) });
+        let history = rebuild::history(&claim.manifest, &listed, claim.state.seq);
+        // What the last checkpoint knew to be dead may have been deleted.
+        let pointer = claim.manifest.checkpoint;
+        let lost = rebuild::lost(&history.holes, pointer.map_or(0, |pointer| pointer.seq));
+        if !lost.is_empty() {
+            return Err(OpenError::Holes { name, holes: Holes(lost) });
         }
-        self.progress.begin((fresh.len() + relocated.len()) as u64);
-        tracing::info!(volume = %name, chunks = fresh.len(), "rebuilding the translation table from chunk headers");
-        // What compaction moved is true from its basis on: it follows that chunk.
-        let moved: Mutex<BTreeMap<u64, Vec<ChunkIndex>>> = Mutex::default();
-        rebuild::read_headers(self.store, self.keys, relocated, |index| {
-            self.progress.step();
-            moved
-                .lock()
-                .expect("no code panics while it holds this lock")
-                .entry(index.first_lsn)
-                .or_default()
-                .push(index);
-            Ok::<_, OpenError>(())
-        })
-        .await?;
-        let mut moved = moved.into_inner().expect("no code panics while it holds this lock");
-        let headers_read = listed.len() as u64;
-        rebuild::read_headers(self.store, self.keys, fresh, |index| {
-            self.progress.step();
-            table.apply(&index)?;
-            for relocated in moved.remove(&index.name.seq).into_iter().flatten() {
-                table.apply(&relocated)?;
-            }
-            Ok::<_, OpenError>(())
-        })
-        .await?;
+        let headers_read = (history.fresh.len() + 2 * history.relocated.len()) as u64;
+        self.progress.begin(headers_read);
+        tracing::info!(
+            volume = %name,
+            chunks = history.fresh.len(),
+            relocated = history.relocated.len(),
+            "rebuilding the translation table from chunk headers"
+        );
+        let upto = Applied { seq: claim.state.seq, lsn: claim.state.lsn };
+        let fill = rebuild::fill::<OpenError>(
+            self.store,
+            self.keys,
+            &history,
+            &table,
+            upto,
+            |_| true,
+            || self.progress.step(),
+        );
+        Box::pin(fill).await?;
+        let mut checkpoint_sound = true;
         // A checkpoint that is of no use would only be in the way at the next opening.
         if let Some(pointer) = claim.manifest.checkpoint
             && let Err(error) = restore::verify(self.store, &pointer, self.keys, |_| {}).await
@@ -255,13 +284,19 @@ impl CatchUp<'_> {
             if !error.is_damage() {
                 return Err(checkpoint_error(error));
             }
-            tracing::warn!(volume = %name, "{error}; the manifest names no checkpoint any more, until the next one is made");
-            let epoch = claim.manifest.epochs.last().map_or(0, |e| e.epoch);
-            let changed =
-                manifest::update(self.store, &name, epoch, self.keys, |manifest| manifest.checkpoint = None).await;
-            claim.manifest = changed.map_err(|e| OpenError::manifest(&name, e))?;
+            checkpoint_sound = false;
+            if history.holes.is_empty() {
+                tracing::warn!(volume = %name, "{error}; the manifest names no checkpoint any more, until the next one is made");
+                let epoch = claim.manifest.epochs.last().map_or(0, |e| e.epoch);
+                let changed =
+                    manifest::update(self.store, &name, epoch, self.keys, |manifest| manifest.checkpoint = None).await;
+                claim.manifest = changed.map_err(|e| OpenError::manifest(&name, e))?;
+            } else {
+                // Its position says up to where chunks may be missing, should this be done again.
+                tracing::warn!(volume = %name, "{error}; the next checkpoint takes its place");
+            }
         }
-        Ok(CaughtUp { table, from: TableFrom::Headers, restored: None, headers_read })
+        Ok(CaughtUp { table, from: TableFrom::Headers, restored: None, checkpoint_sound, headers_read })
     }
 }
 
