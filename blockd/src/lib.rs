@@ -10,7 +10,6 @@
 //! Layers point one way: export → volume → (wal | table | chunk | cache) → store.
 // The futures of whole commands nest deep.
 #![recursion_limit = "256"]
-
 // Parts of what is left are for the engine only.
 #![cfg_attr(not(feature = "engine"), allow(dead_code))]
 

@@ -14,7 +14,7 @@ use crate::crypt::Keys;
 use crate::manifest::{CheckpointName, CheckpointPointer, Manifest};
 use crate::store::{ObjectStore, StoreErrorKind};
 use crate::table::{Applied, Position, Table, TableHome};
-use crate::volume::{Blocking, OBJECT_PUTS_MAX, OpenError, Holes};
+use crate::volume::{Blocking, OBJECT_PUTS_MAX, OpenError};
 
 /// Headers of the history's end read at the same time.
 const READ_AHEAD: usize = rebuild::READ_AHEAD;
@@ -37,7 +37,9 @@ pub(super) async fn survey(options: &CheckOptions<'_>, manifest: &Manifest) -> a
     let found: BTreeMap<ChunkName, u64> = listed.iter().map(|chunk| (chunk.name, chunk.size)).collect();
     let source = (store, options.keys.as_ref());
     let filled = match &manifest.checkpoint {
-        Some(pointer) if table.is_blank() => do_without(source, manifest, pointer, &listed, &table, &mut report).await?,
+        Some(pointer) if table.is_blank() => {
+            do_without(source, manifest, pointer, &listed, &table, &mut report).await?
+        }
         _ => true,
     };
     let end = match filled {
@@ -174,11 +176,16 @@ async fn do_without(
     report: &mut Report,
 ) -> anyhow::Result<bool> {
     let history = rebuild::history(manifest, listed, pointer.seq);
-    if !history.holes.is_empty() {
-        let holes = Holes(history.holes.clone());
-        report.notes.push(format!(
-            "chunks {holes} of the history are not there: without the checkpoint it cannot be told whether they were              needed, or deleted because they were not"
-        ));
+    // As long as one is told the manifest keeps the checkpoint, whose position says up to where chunks may be missing.
+    let holes = history.holes.iter().flat_map(|(first, last)| *first..=*last);
+    for seq in holes.take(HOLES_TOLD as usize) {
+        let name = ChunkName { volume: manifest.id, epoch: manifest.epoch_of(seq), seq };
+        report.add(
+            Kind::ChunkMissing,
+            name.key(),
+            "is not there; without the checkpoint it cannot be told whether it was needed, or deleted because it was not",
+            false,
+        );
     }
     let upto = Applied { seq: pointer.seq, lsn: pointer.lsn };
     let keep = |basis| basis <= upto.seq;
@@ -188,7 +195,9 @@ async fn do_without(
         Err(OpenError::Chunk(error)) => {
             report.notes.push(format!("the table could not be made of chunk headers either: {error}"));
             let name = match &error {
-                ReadError::Header { name, .. } | ReadError::Truncated { name, .. } | ReadError::Missing { name } => name.key(),
+                ReadError::Header { name, .. } | ReadError::Truncated { name, .. } | ReadError::Missing { name } => {
+                    name.key()
+                }
                 _ => manifest.name.clone(),
             };
             report.add(Kind::ChunkDamaged, name, format!("{error}; restore it"), false);

@@ -157,11 +157,9 @@ impl CatchUp<'_> {
         let empty = table.applied() == Applied::default() && claim.state.seq > 0;
         let from = if empty { TableFrom::Headers } else { from };
         let checkpoint_lost = |e, claim: &Claim| match (e, &lost) {
-            (OpenError::Missing(missing), Some(checkpoint)) => OpenError::CheckpointLost {
-                name: claim.manifest.name.clone(),
-                checkpoint: checkpoint.clone(),
-                missing,
-            },
+            (OpenError::Missing(missing), Some(checkpoint)) => {
+                OpenError::CheckpointLost { name: claim.manifest.name.clone(), checkpoint: checkpoint.clone(), missing }
+            }
             (e, _) => e,
         };
         let (mut table, mut from) = (table, from);

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::block_cache::BlockCache;
-use super::compact::Compact;
 use super::catch_up::{CatchUp, Holes, Progress, TableFrom};
+use super::compact::Compact;
 use super::destage::Destage;
 use super::dirty::{DirtyMap, Source};
 use super::engine::{State, Tuning, Volume, WallClock};
@@ -320,10 +320,9 @@ impl Volume {
             torn_tail: recovered.torn.is_some(),
             manifest: manifest.clone(),
         };
-        let keeper =
-            Keeper::new(&manifest.name, id, epoch, manifest.checkpoint, caught_up.restored, parts.keys.clone());
-        // One that proved useless is made anew soon, and nothing is deleted on the strength of it.
+        // One that proved useless is made anew soon, of no file of the old one; nothing is deleted on the strength of it.
         let pointer = manifest.checkpoint.filter(|_| caught_up.checkpoint_sound);
+        let keeper = Keeper::new(&manifest.name, id, epoch, pointer, caught_up.restored, parts.keys.clone());
         let mut volume = Self::assemble(parts, caught_up.table, keeper, manifest, state, epoch, recovered, segments)?;
         let position = volume.backend.table.position();
         volume.checkpoints.begin(pointer, state, position, volume.chunk_bytes);

@@ -176,7 +176,8 @@ impl Backend {
             pieces: pieces(&sources, data, zeroes),
         };
         let keys = self.keys.clone();
-        let chunk: Chunk = self.blocking.run_behind(move || draft.encode(keys.as_ref()).map_err(|e| e.to_string())).await?;
+        let chunk: Chunk =
+            self.blocking.run_behind(move || draft.encode(keys.as_ref()).map_err(|e| e.to_string())).await?;
         self.put(&name.key(), chunk.bytes.clone()).await?;
         let stored = chunk.bytes.len() as u64;
         let moved = self.bring_in(chunk.index, sources, carried.to_vec()).await?;
