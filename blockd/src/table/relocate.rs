@@ -218,6 +218,7 @@ impl Table {
         batch.put(&key::APPLIED, key::encode_applied(upto));
         self.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
         *applied = upto;
+        self.lock_chunks().applied = upto.seq;
         Ok(())
     }
 
@@ -243,7 +244,8 @@ impl Table {
             return Err(problem);
         }
         let chunks = self.lock_chunks().clone();
-        let stored = Self::load_chunks(&*self.kv)?;
+        let mut stored = Self::load_chunks(&*self.kv)?;
+        stored.applied = chunks.applied;
         if stored != chunks {
             return Err(TableError::Damaged("the accounts in memory and in the table differ".into()));
         }
