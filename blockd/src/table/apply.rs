@@ -52,6 +52,7 @@ impl Table {
         batch.put(&key::APPLIED, key::encode_applied(position));
         self.set_all(index, (position.seq, 0), batch)?;
         *applied = position;
+        self.lock_chunks().applied = position.seq;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use super::TableError;
 use super::key;
 use super::kv::Batch;
-use super::space::{Change, Origin, Position, Usage};
+use super::space::{Change, Dead, Origin, Position, Usage};
 use super::table::Table;
 use crate::chunk::{ChunkName, RELOCATED};
 use crate::types::VolumeId;
@@ -58,10 +58,12 @@ impl Table {
             .collect()
     }
 
-    /// Bytes of dead chunks that a checkpoint newer than `upto` would free.
+    /// Bytes of dead chunks that a checkpoint made now would free and one at `upto` does not.
     pub fn waiting_bytes(&self, upto: Position, held: &[u64]) -> u64 {
         let chunks = self.lock_chunks();
-        let waits = chunks.dead.values().filter(|dead| !dead.is_gone_at(upto) && !dead.is_held(held));
+        let now = Position { seq: chunks.applied, relocated: chunks.newest };
+        let waits = |dead: &&Dead| dead.is_gone_at(now) && !dead.is_gone_at(upto) && !dead.is_held(held);
+        let waits = chunks.dead.values().filter(waits);
         waits.map(|dead| dead.stored).sum()
     }
 
@@ -157,7 +159,8 @@ impl Table {
         self.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
         self.persist()?;
         self.volume = clone;
-        let chunks = Self::load_chunks(&*self.kv)?;
+        let mut chunks = Self::load_chunks(&*self.kv)?;
+        chunks.applied = applied.seq;
         *self.lock_chunks() = chunks;
         Ok(())
     }

@@ -103,6 +103,7 @@ impl<'a> Rebuild<'a> {
         batch.put(&key::APPLIED, key::encode_applied(self.upto));
         self.table.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
         *applied = self.upto;
+        self.table.lock_chunks().applied = self.upto.seq;
         Ok(())
     }
 }
@@ -268,7 +269,8 @@ impl Table {
             return Err(problem);
         }
         let chunks = self.lock_chunks().clone();
-        let stored = Self::load_chunks(&*self.kv)?;
+        let mut stored = Self::load_chunks(&*self.kv)?;
+        stored.applied = chunks.applied;
         if stored != chunks {
             return Err(TableError::Damaged("the accounts in memory and in the table differ".into()));
         }

@@ -81,6 +81,7 @@ pub fn simulate(table: &Table, volume_blocks: u64, mappings: u64, seed: u64) -> 
     let position = Applied { seq: chunks, lsn: mappings };
     batch.put(&key::APPLIED, key::encode_applied(position));
     write(batch)?;
+    accounts.applied = position.seq;
     *table.lock_chunks() = accounts;
     *applied = position;
     Ok(position)

@@ -136,6 +136,8 @@ pub(super) struct Chunks {
     pub used: BTreeMap<u64, Usage>,
     pub dead: BTreeMap<u64, Dead>,
     pub origin: Origin,
+    /// The newest seq applied, for those who cannot wait for a chunk that is being applied.
+    pub applied: u64,
     /// The newest number of a relocated chunk, and the epoch up to which unknown ones were deleted.
     pub newest: u64,
     pub swept_epoch: u64,
@@ -260,6 +262,8 @@ impl Change {
             if usage.is_dead() {
                 // A chunk that never was of use dies right after its birth.
                 let death = death.max(usage.birth + 1);
+                // The newest chunk of the history stays until there is a newer one: whoever opens the volume looks at it.
+                let relocated = if id + 1 == death { 0 } else { relocated };
                 let dead = Dead { birth: usage.birth, death, relocated, stored: usage.stored };
                 if known.is_some() {
                     batch.delete(&key::usage(id));

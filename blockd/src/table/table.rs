@@ -95,7 +95,8 @@ impl Table {
         if !sound {
             return Err(TableError::Damaged("a span of zeroes is malformed".into()));
         }
-        let chunks = Self::load_chunks(&*kv)?;
+        let mut chunks = Self::load_chunks(&*kv)?;
+        chunks.applied = applied.seq;
         // The item estimate only sizes the cache's own bookkeeping: directories of 16 MiB chunks are 6 to 12 KiB.
         let items = (directory_bytes / (8 << 10)).max(64);
         Ok(Table {

@@ -99,6 +99,10 @@ struct PendingRead {
     since: u64,
 }
 
+/// No request takes effect later than this after it was answered, by the volume's clock: with a shorter grace time a chunk
+/// could come back after it was deleted.
+const LATEST_US: u64 = 6_000_000;
+
 /// What lasts from life to life.
 pub struct World {
     rng: SmallRng,
@@ -199,7 +203,7 @@ impl World {
                 ratio: [1.1, 1.5, 2.0][rng.random_range(0..3)],
                 floor: 0.2,
             },
-            delete_grace_us: [1_000, 100_000, 1_000_000][rng.random_range(0..3)],
+            delete_grace_us: LATEST_US * rng.random_range(1..3),
         };
         Self {
             disk: Arc::new(SimDisk::new(SEGMENT_BYTES)),
@@ -543,7 +547,9 @@ impl World {
         let stats = life.volume.stats();
         tracing::info!(?stats, "tidy");
         assert_eq!(stats.compaction_trouble, None);
-        assert_eq!(stats.deletable_bytes, 0, "dead chunks are left: {stats:?}");
+        // The newest chunk of the history stays in any case.
+        let dead = life.volume.table().space().dead_chunks;
+        assert!(dead <= 1, "{dead} dead chunks are left: {stats:?}");
         let epochs = manifest::load(self.bucket.as_ref(), NAME).await.unwrap().0.epochs;
         for key in self.bucket.keys() {
             let Some(name) = ChunkName::parse(&key) else { continue };

@@ -311,6 +311,6 @@ impl Volume {
         let c = &self.compact;
         let off = c.newest_checkpoint.is_none() || self.tuning.compaction.rate == 0;
         let idle = off || !(c.compacting || c.changed || c.changed_since_quiet);
-        idle && !c.deleting && !c.garbage && c.checkpoints.is_empty()
+        idle && !c.deleting && !(c.garbage && c.safe.is_some()) && c.checkpoints.is_empty()
     }
 }
