@@ -9,6 +9,8 @@
 //!
 //! Layers point one way: export → volume → (wal | table | chunk | cache) → store.
 
+// The futures of the command line hold those of everything they call.
+#![recursion_limit = "256"]
 // Parts of what is left are for the engine only.
 #![cfg_attr(not(feature = "engine"), allow(dead_code))]
 
