@@ -21,7 +21,6 @@ pub mod buf;
 pub mod cache;
 #[cfg(feature = "engine")]
 pub mod check;
-#[cfg(feature = "engine")]
 pub mod checkpoint;
 pub mod chunk;
 #[cfg(feature = "engine")]
