@@ -71,6 +71,8 @@ const VOLUME_COUNTERS: &[Metric<VolumeStats, u64>] = &[
         s.chunk_raw_bytes
     }),
     ("blockd_volume_chunk_stored_bytes_total", Unit::Bytes, "Stored chunks", |s| s.chunk_stored_bytes),
+    ("blockd_volume_checkpoints_total", Unit::Count, "Copies of the translation table sent", |s| s.checkpoints),
+    ("blockd_volume_checkpoint_sent_bytes_total", Unit::Bytes, "Bytes sent for them", |s| s.checkpoint_sent_bytes),
 ];
 
 const STORE_COUNTERS: &[Metric<StoreCounters, u64>] = &[
