@@ -8,7 +8,8 @@
 //! the reactor and the NBD server, quick to compile for fuzzing.
 //!
 //! Layers point one way: export → volume → (wal | table | chunk | cache) → store.
-// The futures of whole commands nest deep.
+
+// The futures of the command line hold those of everything they call.
 #![recursion_limit = "256"]
 // Parts of what is left are for the engine only.
 #![cfg_attr(not(feature = "engine"), allow(dead_code))]
@@ -20,7 +21,6 @@ pub mod buf;
 pub mod cache;
 #[cfg(feature = "engine")]
 pub mod check;
-#[cfg(feature = "engine")]
 pub mod checkpoint;
 pub mod chunk;
 #[cfg(feature = "engine")]

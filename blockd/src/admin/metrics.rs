@@ -95,6 +95,8 @@ const VOLUME_COUNTERS: &[Metric<VolumeStats, u64>] = &[
     ("blockd_volume_deleted_chunks_total", Unit::Count, "Dead chunks deleted", |s| s.deleted_chunks),
     ("blockd_volume_deleted_bytes_total", Unit::Bytes, "Dead chunks deleted", |s| s.deleted_bytes),
     ("blockd_volume_delete_failures_total", Unit::Count, "Failed deletions of dead chunks", |s| s.delete_failures),
+    ("blockd_volume_checkpoints_total", Unit::Count, "Copies of the translation table sent", |s| s.checkpoints),
+    ("blockd_volume_checkpoint_sent_bytes_total", Unit::Bytes, "Bytes sent for them", |s| s.checkpoint_sent_bytes),
 ];
 
 const STORE_COUNTERS: &[Metric<StoreCounters, u64>] = &[

@@ -10,18 +10,26 @@
 //! at exactly the position the manifest names; nothing is deleted that the durable manifest reaches. Byte table:
 //! `docs/format.md`.
 
+#[cfg(feature = "engine")]
 pub mod collect;
+#[cfg(feature = "engine")]
 mod error;
 pub mod format;
+#[cfg(feature = "engine")]
 pub mod make;
+#[cfg(feature = "engine")]
 pub mod rebuild;
+#[cfg(feature = "engine")]
 pub mod restore;
+#[cfg(feature = "engine")]
 mod seal;
 
 pub use crate::manifest::{CheckpointName, CheckpointPointer};
+#[cfg(feature = "engine")]
 pub use error::{CheckpointError, Flaw};
 pub use format::{Checkpoint, TableFile};
+#[cfg(feature = "engine")]
 pub use make::{Keeper, Made};
 
-#[cfg(test)]
+#[cfg(all(test, feature = "engine"))]
 mod tests;

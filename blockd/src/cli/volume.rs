@@ -261,8 +261,7 @@ pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
         VolumeCommand::Release(args) => ownership::release(args).await,
         VolumeCommand::Stranded(command) => ownership::stranded(command).await,
         VolumeCommand::Rebuild(args) => rebuild(args).await,
-        // Boxed: the layout of so deep a future is too much for the compiler.
-        VolumeCommand::Check(args) => Box::pin(check::run(args)).await,
+        VolumeCommand::Check(args) => check::run(args).await,
         VolumeCommand::Resize(args) => {
             let request = ResizeVolume { size: args.size.0, shrink: args.shrink };
             let volume = args.client.client().resize(&args.name, &request).await?;

@@ -539,7 +539,7 @@ impl Daemon {
                 may_hold(&before, Some(report.bucket_lsn), instants())
             )
         });
-        Ok(Opened::Here { place, report, notice })
+        Ok(Opened::Here { place, report: Box::new(report), notice })
     }
 
     /// Whether a daemon that starts leaves the volume alone.
@@ -919,7 +919,7 @@ fn last_epoch(manifest: &Manifest) -> u64 {
 enum Opened {
     Here {
         place: Place,
-        report: OpenReport,
+        report: Box<OpenReport>,
         notice: Option<String>,
     },
     /// It is not to be opened here; with a sentence for who asked for it.

@@ -10,6 +10,8 @@ use crate::store::{ObjectStore, PutMode, StoreError, StoreErrorKind, Version};
 
 const PREFIX: &str = "volumes/";
 const SUFFIX: &str = "/manifest";
+/// So many lost races in a row are no races: the store refuses for a reason of its own.
+const RACES_MAX: usize = 50;
 
 /// A failure with a volume's manifest.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +129,7 @@ pub async fn change(
     keys: Option<&Keys>,
     mut apply: impl FnMut(&mut Manifest) -> Result<(), ManifestError>,
 ) -> Result<Manifest, ManifestError> {
-    loop {
+    for _ in 0..RACES_MAX {
         let (old, version) = open(store, name, keys).await?;
         let mut new = old.clone();
         apply(&mut new)?;
@@ -140,6 +142,7 @@ pub async fn change(
             Err(error) => return Err(error),
         }
     }
+    Err(ManifestError::LostRace(name.to_owned()))
 }
 
 /// As [`change`], by the owner of `epoch`: refused as soon as a later one is settled.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
@@ -19,8 +20,9 @@ pub(super) struct Rocks {
     db: rocksdb::DB,
     cache: Cache,
     write: WriteOptions,
-    /// Where a frozen copy goes.
-    copy: PathBuf,
+    /// Where frozen copies go, and how many there were.
+    copies: PathBuf,
+    copied: AtomicU64,
 }
 
 impl Rocks {
@@ -34,7 +36,7 @@ impl Rocks {
         )?;
         let mut write = WriteOptions::default();
         write.disable_wal(true);
-        Ok(Self { db, cache, write, copy: path.with_extension("checkpoint") })
+        Ok(Self { db, cache, write, copies: path.with_extension("checkpoint"), copied: AtomicU64::new(0) })
     }
 
     fn family(&self) -> &ColumnFamily {
@@ -143,8 +145,11 @@ impl Kv for Rocks {
     }
 
     fn freeze(&self) -> io::Result<Box<dyn FrozenFiles>> {
-        remove_dir(&self.copy)?;
-        let copy = Copy { dir: self.copy.clone() };
+        // A place of its own for each: somebody may still be reading the last one.
+        std::fs::create_dir_all(&self.copies)?;
+        let number = self.copied.fetch_add(1, Relaxed);
+        let copy = Copy { dir: self.copies.join(number.to_string()) };
+        remove_dir(&copy.dir)?;
         Checkpoint::new(&self.db).and_then(|c| c.create_checkpoint(&copy.dir)).map_err(io::Error::other)?;
         Ok(Box::new(copy))
     }
@@ -186,7 +191,7 @@ impl FrozenFiles for Copy {
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        // What stays is removed before the next copy is made.
+        // What stays is removed at the next opening.
         let _ = remove_dir(&self.dir);
     }
 }
