@@ -31,10 +31,14 @@ pub struct Usage {
     pub tombs: u32,
 }
 
+/// A chunk's preamble and what encryption adds to a header: envelope and tag.
+const TOMB_HEADER: u64 = 104 + 32 + 16;
+
 impl Usage {
-    /// Bytes that telling its zeroes and holes again costs.
+    /// Bytes that telling its zeroes and holes again costs, as a chunk of their own and encrypted: if that were thought to
+    /// cost less than it does, such a chunk would seem to be worth writing again for ever.
     pub fn tomb_bytes(&self) -> u64 {
-        if self.tombs == 0 { 0 } else { 104 + 16 * u64::from(self.tombs) }
+        if self.tombs == 0 { 0 } else { TOMB_HEADER + 16 * u64::from(self.tombs) }
     }
 
     /// The part of its bytes that is alive.

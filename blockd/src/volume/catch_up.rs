@@ -255,6 +255,14 @@ impl CatchUp<'_> {
         if !lost.is_empty() {
             return Err(OpenError::Holes { name, holes: Holes(lost) });
         }
+        if !history.holes.is_empty() {
+            tracing::warn!(
+                volume = %name,
+                "chunks {} are not there; each was deleted when nothing referred to it any more, or is lost: from headers \
+                 alone that cannot be told",
+                Holes(history.holes.clone())
+            );
+        }
         let headers_read = (history.fresh.len() + 2 * history.relocated.len()) as u64;
         self.progress.begin(headers_read);
         tracing::info!(

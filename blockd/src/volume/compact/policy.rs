@@ -114,9 +114,11 @@ mod tests {
         let tuning = CompactionTuning::default();
         assert!(choose(&few, &tuning, CHUNK, 9, false).is_empty());
         assert_eq!(choose(&few, &tuning, CHUNK, 9, true), [4]);
-        // Nothing but zeroes to tell: never again.
-        few.insert(4, Usage { live: 0, total: 0, stored: 120, birth: 4, tombs: 1 });
-        assert!(choose(&few, &tuning, CHUNK, 9, true).is_empty());
+        // Nothing but zeroes to tell: never again, encrypted or not.
+        for stored in [120, 168] {
+            few.insert(4, Usage { live: 0, total: 0, stored, birth: 4, tombs: 1 });
+            assert!(choose(&few, &tuning, CHUNK, 9, true).is_empty());
+        }
     }
 
     #[test]
