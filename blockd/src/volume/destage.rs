@@ -103,7 +103,7 @@ impl Volume {
     pub(super) fn dirty_bytes(&self) -> u64 {
         let flying: u64 =
             self.destage.chunks.iter().filter(|c| c.last_lsn > self.destage.stored_lsn).map(|c| c.bytes).sum();
-        self.destage.uncut_bytes + flying + (self.log.open_blocks() * BLOCK) as u64
+        self.destage.uncut_bytes + flying + (self.log.unwritten_blocks() * BLOCK) as u64
     }
 
     /// Age of the oldest write that is not in the bucket.

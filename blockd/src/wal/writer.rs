@@ -377,6 +377,12 @@ impl LogWriter {
         self.open.blocks
     }
 
+    /// Payload blocks that were accepted and do not count as written yet.
+    pub fn unwritten_blocks(&self) -> usize {
+        let sealed = (self.written + 1).max(self.base)..self.base + self.frames.len() as u64;
+        sealed.map(|number| self.frame(number).blocks as usize).sum::<usize>() + self.open.blocks
+    }
+
     /// Whether the open frame holds any record.
     pub fn has_open_records(&self) -> bool {
         !self.open.records.is_empty()
