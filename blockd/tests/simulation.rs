@@ -6,35 +6,52 @@
 
 #[path = "simulation/disk.rs"]
 mod disk;
+#[path = "simulation/fleet.rs"]
+mod fleet;
 #[path = "simulation/model.rs"]
 mod model;
 #[path = "simulation/world.rs"]
 mod world;
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use fleet::Fleet;
 use world::World;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|v| v.parse().expect("a number"))
 }
 
-fn run(seed: u64) -> u64 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async { World::new(seed).await.run().await })
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
 }
 
-#[test]
-fn seeds() {
+fn run(seed: u64) -> u64 {
+    runtime().block_on(async { World::new(seed).await.run().await })
+}
+
+fn run_fleet(seed: u64) -> Counts {
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime(), async { Fleet::new(seed).await.run().await })
+}
+
+/// What happened how often.
+type Counts = BTreeMap<&'static str, u64>;
+
+/// Runs many seeds, or the one asked for, and adds up what they did.
+fn many(test: &str, run: fn(u64) -> Counts) -> Option<Counts> {
     if let Some(seed) = number("SIM_SEED") {
         tracing_subscriber::fmt().with_test_writer().with_ansi(false).without_time().with_env_filter("debug").init();
-        println!("digest {:016x}", run(seed));
-        return;
+        println!("{:?}", run(seed));
+        return None;
     }
     let (first, count) = (number("SIM_FIRST").unwrap_or(1), number("SIM_SEEDS").unwrap_or(1000));
     let started = Instant::now();
     let next = AtomicU64::new(first);
+    let sum: Mutex<Counts> = Mutex::default();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
@@ -45,13 +62,15 @@ fn seeds() {
                         if seed >= first + count {
                             return;
                         }
-                        if std::panic::catch_unwind(|| run(seed)).is_err() {
+                        let Ok(counts) = std::panic::catch_unwind(|| run(seed)) else {
                             next.store(u64::MAX / 2, Ordering::Relaxed);
                             panic!(
                                 "seed {seed} failed; replay it with\n  SIM_SEED={seed} cargo test --release -p blockd \
-                                 --test simulation -- --nocapture"
+                                 --test simulation {test} -- --exact --nocapture"
                             );
-                        }
+                        };
+                        let mut sum = sum.lock().unwrap();
+                        counts.into_iter().for_each(|(what, n)| *sum.entry(what).or_default() += n);
                     }
                 })
             })
@@ -61,6 +80,27 @@ fn seeds() {
         }
     });
     println!("{count} seeds held in {:.1} s", started.elapsed().as_secs_f64());
+    Some(sum.into_inner().unwrap())
+}
+
+/// One host.
+#[test]
+fn seeds() {
+    many("seeds", |seed| {
+        run(seed);
+        Counts::new()
+    });
+}
+
+/// Several hosts that want the same volume.
+#[test]
+fn hosts() {
+    let Some(counts) = many("hosts", run_fleet) else { return };
+    println!("{counts:?}");
+    // A simulation in which nothing happens proves nothing.
+    for what in ["taken", "forced", "opened", "released", "stranded", "fenced", "cut off", "stopped", "clock set"] {
+        assert!(counts.get(what).is_some_and(|n| *n > 0), "never {what}: {counts:?}");
+    }
 }
 
 /// A failing seed is worth its name only if it fails again.
@@ -68,6 +108,7 @@ fn seeds() {
 fn a_seed_repeats() {
     for seed in 1..=20 {
         assert_eq!(run(seed), run(seed), "seed {seed} goes another way the second time");
+        assert_eq!(run_fleet(seed), run_fleet(seed), "seed {seed} of several hosts goes another way the second time");
     }
     assert_ne!(run(1), run(2));
 }

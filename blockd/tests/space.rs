@@ -103,6 +103,7 @@ impl World {
             store: bucket.clone(),
             device: log.clone(),
             home: TableHome::Memory(MemKv::new()),
+            last_epoch: None,
             rebuild: false,
             progress: Arc::default(),
             frame_cache: None,

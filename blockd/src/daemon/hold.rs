@@ -10,10 +10,9 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 
 use super::volumes::{Daemon, Place, with_volume};
-use crate::lease::{self, Acquired, Grant, Instants, Keeper, Lease, LeaseError, LeaseState, Order, Renewal, Terms};
-use crate::manifest::{self, ManifestError, VolumeState};
+use crate::lease::{self, Acquired, Grant, Held, Instants, Lease, LeaseError, LeaseState, Lost, Order, Unsent};
 use crate::reactor::{now_us, wall_ms};
-use crate::store::{ObjectStore, Version};
+use crate::store::ObjectStore;
 use crate::text::date;
 use crate::volume::VolumeStats;
 
@@ -37,19 +36,11 @@ pub(super) struct Hold {
     wake: Notify,
 }
 
-struct Held {
-    lease: Lease,
-    version: Version,
-    keeper: Keeper,
-}
-
 impl Hold {
     pub fn new(name: &str, acquired: Acquired) -> Arc<Self> {
-        let Acquired { lease, version, sent, .. } = acquired;
-        let keeper = Keeper::new(Terms { duration_ms: lease.duration_ms }, sent);
         Arc::new(Self {
             name: name.to_owned(),
-            lease: Mutex::new(Held { lease, version, keeper }),
+            lease: Mutex::new(Held::new(name, acquired)),
             place: StdMutex::new(None),
             stopped: AtomicBool::new(false),
             wake: Notify::new(),
@@ -111,31 +102,7 @@ impl Hold {
     ) -> Result<bool, LeaseError> {
         self.stop();
         let mut held = self.lease.lock().await;
-        if held.keeper.is_lost() {
-            return Ok(false);
-        }
-        let next = Lease { state, ..held.next(stats) };
-        match lease::renew(store, &self.name, &next, &held.version).await? {
-            Renewal::Kept(version) => {
-                (held.lease, held.version) = (next, version);
-                Ok(true)
-            }
-            Renewal::Lost(_) | Renewal::Gone => Ok(false),
-        }
-    }
-}
-
-impl Held {
-    /// The lease as it is to stand after a renewal sent now.
-    fn next(&self, stats: Option<&VolumeStats>) -> Lease {
-        let mut next = self.lease.clone();
-        next.counter += 1;
-        next.renewed_ms = wall_ms();
-        if let Some(stats) = stats {
-            (next.bucket_lsn, next.last_lsn) = (stats.destaged_lsn, stats.accepted_lsn);
-            next.dirty_bytes = stats.dirty_bytes;
-        }
-        next
+        held.write_last(store, state, stats.map(unsent), wall_ms()).await
     }
 }
 
@@ -206,54 +173,12 @@ impl Daemon {
 
     /// Renews once. An inner error is the reason why the volume is not ours any more.
     async fn renew(&self, hold: &Hold, held: &mut Held) -> Result<Result<(), String>, LeaseError> {
-        let store = self.store.as_ref();
         let stats = match hold.place() {
             Some(place) => with_volume(&place, |volume| volume.stats()).await,
             None => None,
         };
-        let next = held.next(stats.as_ref());
-        let version = match lease::renew(store, &hold.name, &next, &held.version).await? {
-            Renewal::Kept(version) => version,
-            Renewal::Lost(found) => return Ok(Err(taken_by(&hold.name, &found))),
-            Renewal::Gone => {
-                if let Some(why) = self.epoch_lost(&hold.name, held).await? {
-                    return Ok(Err(why));
-                }
-                // Somebody deleted it by mistake; the manifest says that nobody took its place.
-                lease::put_over(store, &hold.name, &next, None).await?.ok_or(LeaseError::Raced)?
-            }
-        };
-        (held.lease, held.version) = (next, version);
-        if held.keeper.lapsed()
-            && let Some(why) = self.epoch_lost(&hold.name, held).await?
-        {
-            return Ok(Err(why));
-        }
-        Ok(Ok(()))
-    }
-
-    /// Why the manifest says that the volume is not ours any more, if it does.
-    async fn epoch_lost(&self, name: &str, held: &Held) -> Result<Option<String>, LeaseError> {
-        let ours = held.lease.epoch;
-        match manifest::load(self.store.as_ref(), name).await {
-            Ok((found, _)) if found.id != held.lease.volume || found.state != VolumeState::Active => {
-                Ok(Some(format!("volume {name:?} was deleted")))
-            }
-            Ok((found, _)) => Ok(match found.epochs.last() {
-                Some(last) if ours > 0 && last.epoch > ours => Some(format!(
-                    "another host took volume {name:?} over at {} (epoch {}, ours is {ours})",
-                    date(last.opened_ms),
-                    last.epoch
-                )),
-                _ => None,
-            }),
-            Err(ManifestError::NotFound(_)) => Ok(Some(format!("volume {name:?} was deleted"))),
-            Err(ManifestError::Store(error)) => Err(error.into()),
-            Err(error) => {
-                tracing::warn!(volume = %name, "{error}");
-                Ok(None)
-            }
-        }
+        let lost = held.renew(self.store.as_ref(), stats.as_ref().map(unsent), wall_ms()).await?;
+        Ok(lost.map_or(Ok(()), |lost| Err(why_lost(&hold.name, lost))))
     }
 
     /// Whose lease stands there now, if it is not ours.
@@ -273,6 +198,21 @@ impl Daemon {
             self.set_fenced(&hold.name, place, why);
         }
         self.clone().look_for_stranded(&hold.name).await;
+    }
+}
+
+/// What a lease says of a volume.
+fn unsent(stats: &VolumeStats) -> Unsent {
+    Unsent { bucket_lsn: stats.destaged_lsn, last_lsn: stats.accepted_lsn, dirty_bytes: stats.dirty_bytes }
+}
+
+fn why_lost(name: &str, lost: Lost) -> String {
+    match lost {
+        Lost::Taken(lease) => taken_by(name, &lease),
+        Lost::Deleted => format!("volume {name:?} was deleted"),
+        Lost::Epoch { ours, theirs, opened_ms } => {
+            format!("another host took volume {name:?} over at {} (epoch {theirs}, ours is {ours})", date(opened_ms))
+        }
     }
 }
 

@@ -6,13 +6,15 @@
 //!
 //! - [`format`](Lease): the object. [`stored`](load): its conditional requests.
 //! - [`Judge`]: may this host take it? [`acquire`]: take it.
-//! - [`Keeper`]: the owner's side, when to renew and until when to serve.
+//! - [`Keeper`]: the owner's side, when to renew and until when to serve. [`Held`]: how it renews.
 //!
 //! `Judge` and `Keeper` are pure: they are told the time and what the store answered.
 
 #[cfg(feature = "engine")]
 mod acquire;
 mod format;
+#[cfg(feature = "engine")]
+mod held;
 mod judge;
 mod keeper;
 #[cfg(feature = "engine")]
@@ -23,6 +25,8 @@ mod tests;
 #[cfg(feature = "engine")]
 pub use acquire::{AcquireError, Acquired, acquire};
 pub use format::{Lease, LeaseFormatError, LeaseState};
+#[cfg(feature = "engine")]
+pub use held::{Held, Lost, Unsent};
 pub use judge::{Judge, Sighting, Verdict};
 pub use keeper::{Grant, Instants, Keeper, Order, Terms};
 #[cfg(feature = "engine")]

@@ -24,6 +24,8 @@ pub const APPLIED: [u8; 1] = *b"A";
 pub const FORMAT: [u8; 1] = *b"F";
 /// Key of the newest relocated chunk.
 pub const RELOCATED: [u8; 1] = *b"R";
+/// Key of where the unknown relocated chunks of earlier owners begin.
+pub const UNKNOWN: [u8; 1] = *b"S";
 /// Key of where a clone's own history begins.
 pub const ORIGIN: [u8; 1] = *b"O";
 /// The version this code writes and reads.
@@ -229,6 +231,16 @@ pub fn encode_pair(a: u64, b: u64) -> Vec<u8> {
 pub fn decode_pair(value: &[u8]) -> Option<(u64, u64)> {
     let value = Pair::ref_from_bytes(value).ok()?;
     Some((value.a.get(), value.b.get()))
+}
+
+/// Value of [`UNKNOWN`]: epochs, each with the first number unknown.
+pub fn encode_pairs(pairs: &[(u64, u64)]) -> Vec<u8> {
+    pairs.iter().flat_map(|(a, b)| encode_pair(*a, *b)).collect()
+}
+
+/// What [`encode_pairs`] encoded.
+pub fn decode_pairs(value: &[u8]) -> Option<Vec<(u64, u64)>> {
+    value.chunks(size_of::<Pair>()).map(decode_pair).collect()
 }
 
 /// Value of [`zeroes`]: one past the span's last leaf.

@@ -137,6 +137,24 @@ impl Table {
         self.lock_chunks().swept_epoch
     }
 
+    /// Earlier epochs, each with its first relocated chunk that this table does not know, as far as recorded.
+    pub fn first_unknown(&self) -> Vec<(u64, u64)> {
+        self.lock_chunks().first_unknown.clone()
+    }
+
+    /// Records the same.
+    pub fn set_first_unknown(&self, epochs: Vec<(u64, u64)>) -> Result<(), TableError> {
+        let _applied = self.lock_applied();
+        if self.first_unknown() == epochs {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        batch.put(&key::UNKNOWN, key::encode_pairs(&epochs));
+        self.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
+        self.lock_chunks().first_unknown = epochs;
+        Ok(())
+    }
+
     /// Records that relocated chunks of epochs up to `epoch` which this table does not know are gone.
     pub fn set_swept(&self, epoch: u64) -> Result<(), TableError> {
         let _applied = self.lock_applied();
@@ -156,6 +174,7 @@ impl Table {
         batch.put(&key::FORMAT, key::encode_format(clone));
         batch.put(&key::ORIGIN, key::encode_pair(applied.seq, newest));
         batch.put(&key::RELOCATED, key::encode_pair(newest, 0));
+        batch.put(&key::UNKNOWN, key::encode_pairs(&[]));
         self.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
         self.persist()?;
         self.volume = clone;

@@ -145,6 +145,8 @@ pub(super) struct Chunks {
     /// The newest number of a relocated chunk, and the epoch up to which unknown ones were deleted.
     pub newest: u64,
     pub swept_epoch: u64,
+    /// Earlier epochs, each with the first number that is unknown.
+    pub first_unknown: Vec<(u64, u64)>,
     space: Space,
 }
 

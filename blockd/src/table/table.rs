@@ -120,6 +120,10 @@ impl Table {
         let (newest, swept_epoch) = pair(&key::RELOCATED, "the newest relocated chunk")?;
         let mut chunks = Chunks::default();
         (chunks.origin, chunks.newest, chunks.swept_epoch) = (Origin { seq, relocated }, newest, swept_epoch);
+        if let Some(unknown) = kv.get(&key::UNKNOWN).map_err(failed)? {
+            chunks.first_unknown =
+                key::decode_pairs(&unknown).ok_or_else(|| damaged("the list of unknown relocated chunks"))?;
+        }
         let mut sound = true;
         kv.scan(&key::usage(0), &key::usage(u64::MAX), &mut |k, v| {
             sound = match (key::number(k), key::decode_usage(v)) {

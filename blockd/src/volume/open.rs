@@ -212,6 +212,9 @@ pub struct Parts {
     pub device: Arc<dyn LogDevice>,
     /// Where the translation table lives.
     pub home: TableHome,
+    /// Last epoch of the volume before its lease was taken. Another one means that somebody else took the volume since.
+    /// Without one, whoever has it is replaced.
+    pub last_epoch: Option<u64>,
     /// Make it of the chunk headers alone, whatever table and checkpoint there are.
     pub rebuild: bool,
     /// Hears how far opening is.
@@ -246,6 +249,7 @@ impl Volume {
             store: options.store,
             device,
             home: TableHome::Dir { dir: options.dir, memory_bytes: options.table_memory_bytes },
+            last_epoch: Some(options.last_epoch),
             rebuild: options.rebuild,
             progress: options.progress,
             frame_cache: options.frame_cache,
@@ -256,7 +260,7 @@ impl Volume {
             tuning: options.tuning,
             keys: options.keys,
         };
-        Self::open_expecting(parts, manifest, options.owner, Some(options.last_epoch)).await
+        Self::open_parts(parts, manifest, options.owner).await
     }
 
     /// As [`Volume::open`], with every dependency given. `manifest` was read just now.
@@ -264,15 +268,6 @@ impl Volume {
         parts: Parts,
         manifest: Manifest,
         owner: [u8; 16],
-    ) -> Result<(Volume, OpenReport), OpenError> {
-        Self::open_expecting(parts, manifest, owner, None).await
-    }
-
-    async fn open_expecting(
-        parts: Parts,
-        manifest: Manifest,
-        owner: [u8; 16],
-        last_epoch: Option<u64>,
     ) -> Result<(Volume, OpenReport), OpenError> {
         let (store, home, progress) = (parts.store.clone(), parts.home.clone(), parts.progress.clone());
         let keys = parts.keys.clone();
@@ -286,7 +281,7 @@ impl Volume {
             keys: keys.as_ref(),
         };
         let (local, known) = catch_up.begin(&manifest).await?;
-        let claimant = own::Claimant { owner, expected: last_epoch, now_ms: (parts.wall)() };
+        let claimant = own::Claimant { owner, expected: parts.last_epoch, now_ms: (parts.wall)() };
         let mut claim = own::claim(store.as_ref(), &manifest.name, claimant, known, keys.as_ref()).await?;
         let caught_up = catch_up.finish(local, &mut claim).await?;
         let Claim { manifest, state, .. } = claim;
@@ -373,8 +368,10 @@ impl Volume {
         let table = Arc::new(table);
         let copier =
             BlockReader::new(manifest.id, table.clone(), parts.store.clone(), None).with_keys(parts.keys.clone());
-        let earlier = manifest.epochs.iter().map(|e| e.epoch).filter(|e| *e < epoch);
-        let compact = Compact::new(&table, earlier);
+        // Each epoch's seal stands where the next one begins.
+        let ended =
+            manifest.epochs.iter().zip(manifest.epochs.iter().skip(1)).map(|(e, next)| (e.epoch, next.first_seq));
+        let compact = Compact::new(&table, ended)?;
         let reader = BlockReader::new(manifest.id, table.clone(), parts.store.clone(), parts.frame_cache)
             .with_keys(parts.keys.clone());
         let mut volume = Volume {

@@ -473,6 +473,7 @@ impl World {
             store: Arc::new(store),
             device: self.disk.clone(),
             home: TableHome::Memory(self.kv.clone()),
+            last_epoch: None,
             rebuild: self.rebuild,
             progress: Arc::default(),
             frame_cache: None,

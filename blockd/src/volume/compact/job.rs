@@ -14,7 +14,7 @@ use crate::table::{Applied, Gathered, Mapped, Moved, Position, Space};
 use crate::types::{BLOCK, VolumeId};
 
 /// Chunks deleted at once.
-const DELETE_BATCH: usize = 500;
+pub(super) const DELETE_BATCH: usize = 500;
 /// Headers fetched at the same time.
 const HEADERS_AT_ONCE: usize = 4;
 /// Zeroes and holes told by one chunk; more take another.

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use super::engine::{State, Trouble, Volume};
 use super::job::{Done, Stopped};
-use crate::table::{Position, Space, Table};
+use crate::table::{Position, Space, Table, TableError};
 pub(super) use job::{Deleted, Failure, Round};
 pub use policy::CompactionTuning;
 pub(super) use sweep::Unswept;
@@ -52,14 +52,14 @@ pub(super) struct Compact {
     /// Something may have become free to be deleted.
     garbage: bool,
     delete_not_before_us: u64,
-    /// Relocated chunks of earlier owners that the table may not know.
+    /// What earlier owners left that the table may not know.
     unswept: Unswept,
 }
 
 impl Compact {
-    /// `epochs` are those of earlier owners.
-    pub fn new(table: &Table, epochs: impl Iterator<Item = u64>) -> Self {
-        Self {
+    /// `ended` are the epochs of earlier owners, with the places of their seals.
+    pub fn new(table: &Table, ended: impl Iterator<Item = (u64, u64)>) -> Result<Self, TableError> {
+        Ok(Self {
             space: table.space(),
             trouble: Arc::new(Mutex::new(None)),
             compacting: false,
@@ -75,8 +75,8 @@ impl Compact {
             deleting: false,
             garbage: false,
             delete_not_before_us: 0,
-            unswept: Unswept::new(table, epochs),
-        }
+            unswept: Unswept::new(table, ended)?,
+        })
     }
 
     pub fn is_running(&self) -> bool {
@@ -269,7 +269,7 @@ impl Volume {
         let (held, backend) = (c.held.clone(), self.backend.clone());
         // No table of an earlier owner is opened once there is a checkpoint that is newer than all of them.
         let is_own = upto.seq >= self.first_seq || upto.relocated > sweep::base(self.epoch);
-        let unswept = is_own.then(|| c.unswept.clone()).filter(|unswept| !unswept.is_empty());
+        let unswept = is_own.then(|| c.unswept.clone()).filter(Unswept::is_due);
         let (volume, epoch) = (self.id, self.epoch);
         self.spawn(async move {
             let result = match unswept {

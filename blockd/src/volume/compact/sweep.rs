@@ -1,12 +1,16 @@
-//! Relocated chunks of earlier owners that were put and that no table heard of.
+//! What earlier owners put and no table heard of: relocated chunks, and chunks behind the end of their history.
+
+use std::collections::BTreeMap;
 
 use crate::chunk::{ChunkName, RELOCATED};
 use crate::store::StoreErrorKind;
-use crate::table::Table;
+use crate::table::{Table, TableError};
 use crate::types::VolumeId;
 
+use super::super::destage::OBJECT_PUTS_MAX;
 use super::super::job::Backend;
 use super::Deleted;
+use super::job::DELETE_BATCH;
 
 /// Numbers of relocated chunks begin anew with each epoch, so that those of different owners never meet: this many bits
 /// are for the number within an epoch.
@@ -25,35 +29,87 @@ pub(super) fn next_number(table: &Table, epoch: u64) -> u64 {
     table.newest_relocated().max(base(epoch)) + 1
 }
 
-/// Epochs whose relocated chunks may be unknown to the table, each with the first number to look for.
+/// Of so many owners before, what arrived late is deleted again at each opening: by one that was cut off and did not know
+/// it when its successors looked.
+const OWNERS_AGAIN: usize = 8;
+
+/// An epoch of an earlier owner.
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    epoch: u64,
+    /// First relocated chunk that the table does not know.
+    unknown: u64,
+    /// Where its seal stands.
+    seal: u64,
+}
+
+impl Ended {
+    /// What its owner may have put on top of the recorded history, all at once at most; the seal has to stay.
+    fn beyond(&self) -> impl Iterator<Item = u64> {
+        self.seal + 1..=self.seal + OBJECT_PUTS_MAX as u64
+    }
+}
+
+/// Epochs whose late and relocated chunks may be in the bucket without the table knowing of them.
 #[derive(Clone, Debug, Default)]
 pub struct Unswept {
-    epochs: Vec<(u64, u64)>,
+    /// Those that no owner has looked at yet.
+    epochs: Vec<Ended>,
+    /// Those that are looked at once more.
+    again: Vec<Ended>,
 }
 
 impl Unswept {
-    /// What is to be looked for of `epochs`, those before the present one, by a table that was just opened.
-    pub fn new(table: &Table, epochs: impl Iterator<Item = u64>) -> Self {
-        let swept = table.swept_epoch();
-        let newest = table.newest_relocated();
-        let from = |epoch| {
-            let known = (base(epoch)..base(epoch + 1)).contains(&newest);
-            (epoch, if known { newest } else { base(epoch) } + 1)
-        };
-        Self { epochs: epochs.filter(|epoch| *epoch > swept).map(from).collect() }
+    /// What is to be looked for of `ended`, the epochs before the present one with the place of their seals, by a table
+    /// that was just opened. The table is told what it will not be able to tell any more once it knows a relocated chunk of
+    /// the present epoch: where those that it does not know begin.
+    pub fn new(table: &Table, ended: impl Iterator<Item = (u64, u64)>) -> Result<Self, TableError> {
+        let (swept, newest) = (table.swept_epoch(), table.newest_relocated());
+        let mut unknown: BTreeMap<u64, u64> = table.first_unknown().into_iter().collect();
+        let mut unswept = Self::default();
+        for (epoch, seal) in ended {
+            if (base(epoch)..base(epoch + 1)).contains(&newest) {
+                unknown.insert(epoch, newest + 1);
+            }
+            let ended = Ended { epoch, unknown: unknown.get(&epoch).copied().unwrap_or(base(epoch) + 1), seal };
+            if epoch > swept { unswept.epochs.push(ended) } else { unswept.again.push(ended) }
+        }
+        let old = unswept.again.len().saturating_sub(OWNERS_AGAIN);
+        unswept.again.drain(..old);
+        let matters = |epoch: u64| unswept.again.iter().chain(&unswept.epochs).any(|ended| ended.epoch == epoch);
+        unknown.retain(|epoch, _| matters(*epoch));
+        table.set_first_unknown(unknown.into_iter().collect())?;
+        Ok(unswept)
     }
 
+    /// Whether no relocated chunk is left that the table might not know.
     pub fn is_empty(&self) -> bool {
         self.epochs.is_empty()
+    }
+
+    /// Whether there is anything to be done.
+    pub fn is_due(&self) -> bool {
+        !(self.epochs.is_empty() && self.again.is_empty())
     }
 }
 
 impl Backend {
-    /// Deletes relocated chunks of `unswept` epochs that the table does not know, for the owner of `epoch`.
+    /// Deletes what the `unswept` epochs left and the table does not know, for the owner of `epoch`.
     pub(super) async fn sweep(self, volume: VolumeId, epoch: u64, unswept: Unswept) -> Result<Deleted, String> {
         let mut done = Deleted { swept: true, ..Deleted::default() };
-        for (epoch, first) in unswept.epochs {
-            let (mut seq, mut missing) = (first, 0);
+        // Numbers behind the seal are the next owner's as well, under another epoch.
+        let late = unswept.epochs.iter().chain(&unswept.again);
+        let late = late.flat_map(|ended| ended.beyond().map(|seq| (ended.epoch, seq)));
+        let again = unswept.again.iter().flat_map(|ended| {
+            let relocated = ended.unknown..ended.unknown + u64::from(MISSING_MAX);
+            relocated.filter(|seq| !self.table.knows(*seq)).map(|seq| (ended.epoch, seq))
+        });
+        let keys: Vec<String> = late.chain(again).map(|(epoch, seq)| ChunkName { volume, epoch, seq }.key()).collect();
+        for keys in keys.chunks(DELETE_BATCH) {
+            self.store.delete(keys).await.map_err(|e| e.to_string())?;
+        }
+        for &Ended { epoch, unknown, .. } in &unswept.epochs {
+            let (mut seq, mut missing) = (unknown, 0);
             while missing < MISSING_MAX {
                 let name = ChunkName { volume, epoch, seq };
                 seq += 1;
