@@ -1,6 +1,7 @@
 //! Benchmarks and the crash tester of blockd.
 //!
-//! [`mod@open`] measures opening a volume on a new host and what its checkpoints cost.
+//! [`mod@open`] measures opening a volume on a new host and what its checkpoints cost, [`cost`] what a volume asks of the
+//! [`bucket`], [`fsync`] flushes to it.
 //! [`load`] is the NBD load generator and [`drive`] the command for it alone, [`server`] starts blockd and its peers, [`nbd`] is the benchmark made of
 //! both, [`report`] turns its cases into tables, JSON and Markdown. [`crash`] kills a server under load and checks
 //! what is left against a model.
@@ -8,9 +9,12 @@
 // The futures of the AWS SDK are deep.
 #![recursion_limit = "256"]
 
+pub mod bucket;
+pub mod cost;
 pub mod crash;
 pub mod drive;
 pub mod fio;
+pub mod fsync;
 pub mod load;
 pub mod nbd;
 pub mod open;

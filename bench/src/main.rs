@@ -18,6 +18,10 @@ enum Command {
     Open(bench::open::OpenArgs),
     /// What checkpoints of the table cost under random 4 KiB writes.
     Checkpoint(bench::open::CostArgs),
+    /// What a volume asks of the bucket: PUTs per GiB, requests at rest, cold reads.
+    Cost(bench::cost::Args),
+    /// Writes that are answered when the bucket has them, with the bucket near and far.
+    Fsync(bench::fsync::Args),
     /// Turn JSON files of other commands into Markdown on standard output.
     Render {
         /// What was written with --json.
@@ -42,6 +46,8 @@ fn run(command: Command) -> Result<()> {
         Command::Load(args) => bench::drive::run(&args),
         Command::Open(args) => bench::open::open(&args),
         Command::Checkpoint(args) => bench::open::cost(&args),
+        Command::Cost(args) => bench::cost::run(&args),
+        Command::Fsync(args) => bench::fsync::run(&args),
         Command::Render { files } => {
             let mut cases = Vec::new();
             for file in &files {

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use self::cases::{Against, Question};
 use crate::fio::Fio;
 use crate::load::{self, Histogram, Pattern, Pool, Until, Workload};
-use crate::report::{self, Better, Case};
+use crate::report::{self, Better, Case, median};
 use crate::server::{BlockdOptions, Kind, Server};
 
 /// Options of `bench nbd`.
@@ -263,20 +263,5 @@ impl Bench {
             Workload { pattern: Pattern::SequentialRead, block_bytes: 1 << 20, depth: 4, connections: 1, ..*workload };
         let count = Until::Operations(workload.span_bytes >> 20);
         self.load(index, &workload, count).map(drop)
-    }
-}
-
-fn median(mut samples: Vec<f64>) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    let middle = samples.len() / 2;
-    if samples.len() % 2 == 1 { samples[middle] } else { (samples[middle - 1] + samples[middle]) / 2.0 }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_median_is_in_the_middle() {
-        assert_eq!(super::median(vec![3.0, 1.0, 100.0]), 3.0);
-        assert_eq!(super::median(vec![4.0, 1.0, 2.0, 100.0]), 3.0);
     }
 }

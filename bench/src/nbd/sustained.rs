@@ -8,9 +8,8 @@ use anyhow::{Context, Result};
 use blockd::store::{self, ObjectStore, PutMode, StoreConfig};
 use bytes::Bytes;
 
-use super::median;
 use crate::load::{self, Pattern, Pool, Until, Workload};
-use crate::report::{Better, Case};
+use crate::report::{Better, Case, median};
 use crate::server::{BlockdOptions, Kind, Server};
 
 /// The case's name.

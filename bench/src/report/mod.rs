@@ -148,3 +148,22 @@ pub fn case_table(cases: &[Case]) -> String {
     }
     table(&rows)
 }
+
+/// The one in the middle, or the mean of the two that are.
+///
+/// # Panics
+/// Without samples.
+pub fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    let middle = samples.len() / 2;
+    if samples.len() % 2 == 1 { samples[middle] } else { (samples[middle - 1] + samples[middle]) / 2.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(super::median(vec![3.0, 1.0, 100.0]), 3.0);
+        assert_eq!(super::median(vec![4.0, 1.0, 2.0, 100.0]), 3.0);
+    }
+}

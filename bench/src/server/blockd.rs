@@ -5,6 +5,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ::blockd::store::StoreCounters;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
@@ -109,16 +110,47 @@ impl Server {
         }
     }
 
-    /// What `blockd status --json` says of the volume.
-    pub fn volume_status(&self, options: &BlockdOptions) -> Result<VolumeStatus> {
+    /// The disk of a server that does not run is lost.
+    pub fn lose_data(&self) -> Result<()> {
+        std::fs::remove_dir_all(self.data_dir()).context("cannot remove the data directory")
+    }
+
+    /// Opens the volume whoever holds it. Retries while the daemon is not there yet.
+    pub fn open_by_force(&self, options: &BlockdOptions) -> Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let mut command = Command::new(&options.program);
+            command.args(["volume", "open", VOLUME, "--force", "--data"]).arg(self.data_dir());
+            let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+            if output.status.success() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn status(&self, options: &BlockdOptions) -> Result<Value> {
         let mut command = Command::new(&options.program);
         command.args(["status", "--json", "--data"]).arg(self.data_dir());
         let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
         if !output.status.success() {
             bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
         }
-        let status: Value =
-            serde_json::from_slice(&output.stdout).with_context(|| format!("{command:?} did not print JSON"))?;
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{command:?} did not print JSON"))
+    }
+
+    /// What the daemon asked of the bucket since it started.
+    pub fn store_counters(&self, options: &BlockdOptions) -> Result<StoreCounters> {
+        let mut status = self.status(options)?;
+        serde_json::from_value(status["store"].take()).context("no counters of the store in the status")
+    }
+
+    /// What `blockd status --json` says of the volume.
+    pub fn volume_status(&self, options: &BlockdOptions) -> Result<VolumeStatus> {
+        let status = self.status(options)?;
         let volume = status["volumes"]
             .as_array()
             .and_then(|volumes| volumes.iter().find(|volume| volume["name"] == VOLUME))

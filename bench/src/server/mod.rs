@@ -3,6 +3,7 @@
 //! Each is one child process with its own files in a directory, ended by its process id.
 
 mod blockd;
+mod delay;
 mod peers;
 
 use std::io;
@@ -14,7 +15,8 @@ use std::time::{Duration, Instant};
 use ::blockd::export::nbd::client::NbdClient;
 use anyhow::{Context, Result, bail};
 
-pub use self::blockd::{BlockdOptions, VolumeStatus};
+pub use self::blockd::{BlockdOptions, VOLUME, VolumeStatus};
+pub use self::delay::DelayedPath;
 use crate::load::Endpoint;
 
 /// How long a server may take until it accepts connections.

@@ -369,8 +369,8 @@ impl Volume {
         let copier =
             BlockReader::new(manifest.id, table.clone(), parts.store.clone(), None).with_keys(parts.keys.clone());
         // Each epoch's seal stands where the next one begins.
-        let ended =
-            manifest.epochs.iter().zip(manifest.epochs.iter().skip(1)).map(|(e, next)| (e.epoch, next.first_seq));
+        let next = manifest.epochs.iter().skip(1);
+        let ended = manifest.epochs.iter().zip(next).map(|(e, next)| (e.epoch, e.first_seq..next.first_seq));
         let compact = Compact::new(&table, ended)?;
         let reader = BlockReader::new(manifest.id, table.clone(), parts.store.clone(), parts.frame_cache)
             .with_keys(parts.keys.clone());

@@ -604,6 +604,8 @@ impl Host {
 
     /// An orderly end; none when it crashed on the way.
     async fn close(&mut self, serving: &mut Serving, renewals: &Renewals) -> Option<End> {
+        // Reads wait for the bucket for half a minute.
+        self.plan.set_outage(Outage::None);
         serving.volume.close();
         serving.releasing = true;
         for _ in 0..20_000 {

@@ -14,6 +14,7 @@ mod policy;
 mod sweep;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::engine::{State, Trouble, Volume};
@@ -57,8 +58,8 @@ pub(super) struct Compact {
 }
 
 impl Compact {
-    /// `ended` are the epochs of earlier owners, with the places of their seals.
-    pub fn new(table: &Table, ended: impl Iterator<Item = (u64, u64)>) -> Result<Self, TableError> {
+    /// `ended` are the epochs of earlier owners and the chunks of their histories.
+    pub fn new(table: &Table, ended: impl Iterator<Item = (u64, Range<u64>)>) -> Result<Self, TableError> {
         Ok(Self {
             space: table.space(),
             trouble: Arc::new(Mutex::new(None)),

@@ -1,6 +1,7 @@
 //! What earlier owners put and no table heard of: relocated chunks, and chunks behind the end of their history.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::chunk::{ChunkName, RELOCATED};
 use crate::store::StoreErrorKind;
@@ -39,7 +40,9 @@ struct Ended {
     epoch: u64,
     /// First relocated chunk that the table does not know.
     unknown: u64,
-    /// Where its seal stands.
+    /// Where its history begins.
+    first: u64,
+    /// Where its seal stands, right behind its history.
     seal: u64,
 }
 
@@ -47,6 +50,12 @@ impl Ended {
     /// What its owner may have put on top of the recorded history, all at once at most; the seal has to stay.
     fn beyond(&self) -> impl Iterator<Item = u64> {
         self.seal + 1..=self.seal + OBJECT_PUTS_MAX as u64
+    }
+
+    /// Chunks of the history that its owner may still have been putting when others could read them already: if they were
+    /// deleted since, a last attempt brings them back.
+    fn newest(&self) -> impl Iterator<Item = u64> {
+        self.first.max(self.seal.saturating_sub(OBJECT_PUTS_MAX as u64))..self.seal
     }
 }
 
@@ -60,18 +69,23 @@ pub struct Unswept {
 }
 
 impl Unswept {
-    /// What is to be looked for of `ended`, the epochs before the present one with the place of their seals, by a table
-    /// that was just opened. The table is told what it will not be able to tell any more once it knows a relocated chunk of
+    /// What is to be looked for of `ended`, the epochs before the present one with the places of their first chunks and
+    /// seals, by a table that was just opened. The table is told what it will not be able to tell any more once it knows a relocated chunk of
     /// the present epoch: where those that it does not know begin.
-    pub fn new(table: &Table, ended: impl Iterator<Item = (u64, u64)>) -> Result<Self, TableError> {
+    pub fn new(table: &Table, ended: impl Iterator<Item = (u64, Range<u64>)>) -> Result<Self, TableError> {
         let (swept, newest) = (table.swept_epoch(), table.newest_relocated());
         let mut unknown: BTreeMap<u64, u64> = table.first_unknown().into_iter().collect();
         let mut unswept = Self::default();
-        for (epoch, seal) in ended {
+        for (epoch, history) in ended {
             if (base(epoch)..base(epoch + 1)).contains(&newest) {
                 unknown.insert(epoch, newest + 1);
             }
-            let ended = Ended { epoch, unknown: unknown.get(&epoch).copied().unwrap_or(base(epoch) + 1), seal };
+            let ended = Ended {
+                epoch,
+                unknown: unknown.get(&epoch).copied().unwrap_or(base(epoch) + 1),
+                first: history.start,
+                seal: history.end,
+            };
             if epoch > swept { unswept.epochs.push(ended) } else { unswept.again.push(ended) }
         }
         let old = unswept.again.len().saturating_sub(OWNERS_AGAIN);
@@ -102,7 +116,7 @@ impl Backend {
         let late = late.flat_map(|ended| ended.beyond().map(|seq| (ended.epoch, seq)));
         let again = unswept.again.iter().flat_map(|ended| {
             let relocated = ended.unknown..ended.unknown + u64::from(MISSING_MAX);
-            relocated.filter(|seq| !self.table.knows(*seq)).map(|seq| (ended.epoch, seq))
+            relocated.chain(ended.newest()).filter(|seq| !self.table.knows(*seq)).map(|seq| (ended.epoch, seq))
         });
         let keys: Vec<String> = late.chain(again).map(|(epoch, seq)| ChunkName { volume, epoch, seq }.key()).collect();
         for keys in keys.chunks(DELETE_BATCH) {
