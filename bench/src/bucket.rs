@@ -34,7 +34,11 @@ impl BucketArgs {
         let Some(url) = &self.store else {
             let bucket = dir.join("bucket");
             std::fs::create_dir_all(&bucket)?;
-            return Ok(Bucket { url: format!("dir:{}", bucket.canonicalize()?.display()), endpoint: None, _path: None });
+            return Ok(Bucket {
+                url: format!("dir:{}", bucket.canonicalize()?.display()),
+                endpoint: None,
+                _path: None,
+            });
         };
         let unique = dir.file_name().context("a directory without a name")?.to_string_lossy();
         let url = format!("{}/{unique}", url.trim_end_matches('/'));
@@ -42,7 +46,8 @@ impl BucketArgs {
             return Ok(Bucket { url, endpoint: self.endpoint.clone(), _path: None });
         };
         let addr = endpoint.strip_prefix("http://").context("only an http:// endpoint can be delayed")?;
-        let addr: SocketAddr = addr.trim_end_matches('/').parse().context("only an IP address and port can be delayed")?;
+        let addr: SocketAddr =
+            addr.trim_end_matches('/').parse().context("only an IP address and port can be delayed")?;
         let path = DelayedPath::start(addr, delay)?;
         Ok(Bucket { url, endpoint: Some(format!("http://{}", path.addr())), _path: Some(path) })
     }

@@ -32,11 +32,11 @@ const READ_BYTES: u32 = 1 << 20;
 pub struct Args {
     #[command(flatten)]
     bucket: BucketArgs,
-    /// Size of the volume that is written at random, in GiB.
-    #[arg(long, default_value_t = 4)]
+    /// Size of the volume that is written in order and then at random, in GiB.
+    #[arg(long, default_value_t = 2)]
     volume_gib: u64,
     /// Bytes written at random in blocks of 4 KiB, in GiB.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 4)]
     written_gib: u64,
     /// Bytes written and read in order, in GiB.
     #[arg(long, default_value_t = 2)]
@@ -104,8 +104,10 @@ fn lose_host(server: &mut Server, options: &BlockdOptions) -> Result<()> {
 fn random(args: &Args, bucket: &Bucket, dir: &Path, runtime: &tokio::runtime::Runtime) -> Result<Vec<Case>> {
     let options = options(args, bucket)?;
     let mut server = Server::create(Kind::Blockd(options.clone()), &dir.join("random"), args.volume_gib << 30, false)?;
+    // Every block is there before, so that each cold read has something to fetch.
+    fill(&server, &options, args.volume_gib << 30)?;
     let pool = Pool::new(4096, 1);
-    let before = server.store_counters(&options)?;
+    let before = settle(&server, &options)?;
     let workload = Workload {
         pattern: Pattern::RandomWrite,
         block_bytes: 4096,
@@ -135,14 +137,43 @@ fn random(args: &Args, bucket: &Bucket, dir: &Path, runtime: &tokio::runtime::Ru
     let workload = Workload { pattern: Pattern::RandomRead, depth: 1, ..workload };
     load::run(server.endpoint(), server.export(), &workload, Until::Operations(args.cold_reads), &pool, 2)?;
     let after = server.store_counters(&options)?;
-    let each = |counter: fn(&StoreCounters) -> u64| (counter(&after) - counter(&before)) as f64 / args.cold_reads as f64;
+    let each =
+        |counter: fn(&StoreCounters) -> u64| (counter(&after) - counter(&before)) as f64 / args.cold_reads as f64;
     let case = |what: &str, unit, value, limit| {
-        Case::new(format!("cold 4 KiB random read, {what}"), unit, Some(value), ("the limit", limit), Some(1.0), Better::Less)
+        Case::new(
+            format!("cold 4 KiB random read, {what}"),
+            unit,
+            Some(value),
+            ("the limit", limit),
+            Some(1.0),
+            Better::Less,
+        )
     };
     cases.push(case("GETs each", "requests", each(|c| c.get_class_requests), 1.0));
     cases.push(case("bytes fetched each", "KiB", each(|c| c.bytes_read) / 1024.0, 64.0));
     server.stop()?;
     Ok(cases)
+}
+
+/// Writes the volume once, in order, and waits until the bucket has it.
+fn fill(server: &Server, options: &BlockdOptions, bytes: u64) -> Result<()> {
+    let workload = Workload {
+        pattern: Pattern::SequentialWrite,
+        block_bytes: 1 << 20,
+        depth: 4,
+        connections: 1,
+        span_bytes: bytes,
+    };
+    load::run(
+        server.endpoint(),
+        server.export(),
+        &workload,
+        Until::Operations(bytes >> 20),
+        &Pool::new(1 << 20, 3),
+        3,
+    )?;
+    server.connect()?.flush()?;
+    server.wait_destaged(options, TIMEOUT)
 }
 
 /// Waits until nothing but the lease asks anything of the bucket for a while.
@@ -195,20 +226,16 @@ fn sequential(args: &Args, bucket: &Bucket, dir: &Path, runtime: &tokio::runtime
     let options = options(args, bucket)?;
     let bytes = args.sequential_gib << 30;
     let mut server = Server::create(Kind::Blockd(options.clone()), &dir.join("sequential"), bytes, false)?;
+    fill(&server, &options, bytes)?;
+    settle(&server, &options)?;
     let pool = Pool::new(1 << 20, 3);
-    let writing = Workload {
-        pattern: Pattern::SequentialWrite,
-        block_bytes: 1 << 20,
-        depth: 4,
+    let reading = Workload {
+        pattern: Pattern::SequentialRead,
+        block_bytes: READ_BYTES,
+        depth: PARALLEL,
         connections: 1,
         span_bytes: bytes,
     };
-    load::run(server.endpoint(), server.export(), &writing, Until::Operations(bytes >> 20), &pool, 3)?;
-    server.connect()?.flush()?;
-    server.wait_destaged(&options, TIMEOUT)?;
-    settle(&server, &options)?;
-    let reading =
-        Workload { pattern: Pattern::SequentialRead, block_bytes: READ_BYTES, depth: PARALLEL, ..writing };
     let (mut ours, mut plain) = (Vec::new(), Vec::new());
     for round in 0..3 {
         plain.push(runtime.block_on(async { get_loop(bucket.store().await?).await })?);

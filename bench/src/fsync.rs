@@ -47,7 +47,8 @@ pub fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&args.dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut cases = Vec::new();
-    let mut rows = vec![["delay", "depth", "fsync/s", "median ms", "90%", "99%", "99.9%", "longest"].map(String::from).to_vec()];
+    let mut rows =
+        vec![["delay", "depth", "fsync/s", "median ms", "90%", "99%", "99.9%", "longest"].map(String::from).to_vec()];
     for &delay_ms in &args.delay_ms {
         let dir = tempfile::Builder::new().prefix("fsync-").rand_bytes(12).tempdir_in(&args.dir)?;
         let bucket = args.bucket.open(dir.path(), Duration::from_millis(delay_ms))?;
@@ -86,8 +87,7 @@ fn load(server: &Server, depth: usize, seconds: f64) -> Result<Outcome> {
         connections: 1,
         span_bytes: VOLUME_BYTES,
     };
-    let until =
-        Until::Time { warm_up: Duration::from_millis(500), measured: Duration::try_from_secs_f64(seconds)? };
+    let until = Until::Time { warm_up: Duration::from_millis(500), measured: Duration::try_from_secs_f64(seconds)? };
     Ok(load::run(server.endpoint(), server.export(), &workload, until, &Pool::new(4096, 1), depth as u64)?)
 }
 
