@@ -91,6 +91,9 @@ async fn make_volume(store: &dyn ObjectStore, gib: u64) -> Result<Manifest> {
         epochs: vec![EpochStart { epoch: 1, first_seq: 1, first_lsn: 1, owner: [1; 16], opened_ms: wall_ms() }],
         encryption: None,
         checkpoint: None,
+        snapshots: Vec::new(),
+        origin: None,
+        restores: Vec::new(),
         seal: Seal::None,
     };
     manifest::create(store, &manifest).await?;
@@ -114,7 +117,7 @@ pub fn open(args: &OpenArgs) -> Result<()> {
         let result = open_on_two_hosts(args, dir.path(), &store, &manifest).await;
         let (now, _) = manifest::load(store.as_ref(), &manifest.name).await?;
         let last_epoch = now.epochs.last().map_or(0, |last| last.epoch);
-        blockd::volume::delete(store.as_ref(), &manifest.name, last_epoch, |_, _| {}).await?;
+        blockd::volume::delete(store.as_ref(), &manifest.name, last_epoch, None, |_, _| {}).await?;
         result
     })
 }

@@ -44,5 +44,7 @@ pub mod table;
 #[cfg(feature = "engine")]
 mod text;
 pub mod types;
+#[cfg(feature = "engine")]
+pub mod view;
 pub mod volume;
 pub mod wal;

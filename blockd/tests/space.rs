@@ -95,6 +95,9 @@ impl World {
             epochs: Vec::new(),
             encryption: None,
             checkpoint: None,
+            snapshots: Vec::new(),
+            origin: None,
+            restores: Vec::new(),
             seal: Seal::None,
         };
         manifest::create(bucket.as_ref(), &manifest).await.unwrap();

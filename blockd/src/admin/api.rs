@@ -138,6 +138,43 @@ pub struct VolumeInfo {
     /// What was found when it was opened that somebody should know.
     #[serde(default)]
     pub notice: Option<String>,
+    /// Its snapshots, oldest first.
+    #[serde(default)]
+    pub snapshots: Vec<SnapshotStatus>,
+    /// `VOLUME@SNAPSHOT` that it was made of, if it is a clone.
+    #[serde(default)]
+    pub origin: Option<String>,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    /// The volume.
+    pub volume: String,
+    /// Its name. With the volume's before it and an `@` between them it is also the name of a read-only export.
+    pub name: String,
+    /// Its permanent identity.
+    pub id: String,
+    /// Size of the volume then, in bytes.
+    pub size: u64,
+    /// The last LSN in it.
+    pub lsn: u64,
+    /// The last chunk of the history in it.
+    pub seq: u64,
+    /// When it was made, in milliseconds since 1970.
+    pub made_ms: u64,
+    /// The clones made of it.
+    pub clones: Vec<String>,
+    /// Whether it is deleted as far as people are concerned, and waits for its clones to go.
+    pub hidden: bool,
+}
+
+/// `POST /v1/volumes/NAME/snapshots`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// Its name.
+    pub name: String,
 }
 
 /// What a lease says. Times are Unix milliseconds by its owner's clock.
@@ -253,6 +290,28 @@ pub struct CreateVolume {
     /// What is to unlock it; without, it is not encrypted.
     #[serde(default)]
     pub secret: Option<SecretText>,
+}
+
+/// `POST /v1/volumes/NAME/clone`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneVolume {
+    /// Name of the new volume.
+    pub name: String,
+    /// The snapshot it is made of; without, of all that was written so far.
+    pub snapshot: Option<String>,
+    /// What is to unlock it, if the volume it is made of is encrypted. When absent, what the daemon's configuration has for
+    /// either of them.
+    #[serde(default)]
+    pub secret: Option<SecretText>,
+}
+
+/// `POST /v1/volumes/NAME/restore`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreVolume {
+    /// The snapshot to go back to.
+    pub snapshot: String,
 }
 
 /// A passphrase or a key, as it goes over the admin socket, which only its owner may open.

@@ -6,11 +6,11 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete as delete_of, get, post};
 use axum::{Json, Router};
 
 use super::api::{
-    ChangeKey, CreateVolume, DeleteVolume, ErrorBody, ExportStranded, Forced, ResizeVolume, SetVolume, UnlockVolume,
+    ChangeKey, CloneVolume, CreateSnapshot, CreateVolume, DeleteVolume, ErrorBody, ExportStranded, Forced, ResizeVolume, SetVolume, UnlockVolume,
 };
 use super::metrics;
 use crate::daemon::{Daemon, VolumeError};
@@ -31,6 +31,10 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}/unlock", post(unlock))
         .route("/v1/volumes/{name}/key", post(change_key))
         .route("/v1/volumes/{name}/set", post(set))
+        .route("/v1/snapshots", get(all_snapshots))
+        .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
+        .route("/v1/volumes/{name}/snapshots/{snapshot}", delete_of(delete_snapshot))
+        .route("/v1/volumes/{name}/clone", post(clone_volume))
         .route("/v1/volumes/{name}/rebuild", get(rebuild_progress).post(rebuild))
         .route("/metrics", get(scrape))
         .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no such path".into()) })
@@ -202,6 +206,42 @@ async fn delete(
     let Query(request) = request?;
     to_the_end(async move { daemon.delete(&name, request.force).await }).await?;
     Ok(Json(serde_json::json!({})).into_response())
+}
+
+async fn all_snapshots(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal> {
+    Ok(Json(daemon.snapshots(None).await?).into_response())
+}
+
+async fn snapshots(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {
+    Ok(Json(daemon.snapshots(Some(&name)).await?).into_response())
+}
+
+async fn create_snapshot(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Json<CreateSnapshot>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    let made = to_the_end(async move { daemon.create_snapshot(&name, &request.name).await }).await?;
+    Ok((StatusCode::CREATED, Json(made)).into_response())
+}
+
+async fn delete_snapshot(
+    State(daemon): State<Arc<Daemon>>,
+    Path((name, snapshot)): Path<(String, String)>,
+) -> Result<Response, Refusal> {
+    to_the_end(async move { daemon.delete_snapshot(&name, &snapshot).await }).await?;
+    Ok(Json(serde_json::json!({})).into_response())
+}
+
+async fn clone_volume(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Json<CloneVolume>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    let status = to_the_end(async move { daemon.clone_volume(&name, request).await }).await?;
+    Ok((StatusCode::CREATED, Json(status)).into_response())
 }
 
 async fn scrape(State(daemon): State<Arc<Daemon>>) -> Response {

@@ -7,11 +7,9 @@ use super::{CheckOptions, Repairer};
 use crate::checkpoint::collect;
 use crate::lease::{self, LeaseState};
 use crate::manifest::{self, Manifest};
+use crate::store;
 use crate::table::Applied;
 use crate::volume::Claimant;
-
-/// Keys handed to the store in one deletion.
-const DELETE_BATCH: usize = 1000;
 
 /// Repairs what is safe, and says what it did in the findings.
 pub(super) async fn repair(options: &CheckOptions<'_>, by: &Repairer, report: &mut Report) -> anyhow::Result<()> {
@@ -91,8 +89,5 @@ async fn delete_orphans(options: &CheckOptions<'_>, epoch: u64, keys: &[String])
         // Compares with what the manifest reaches now.
         collect::collect(store, &options.name, epoch, options.keys.as_ref(), &files).await?;
     }
-    for batch in chunks.chunks(DELETE_BATCH) {
-        store.delete(batch).await?;
-    }
-    Ok(())
+    Ok(store::delete_all(store, &chunks).await?)
 }

@@ -6,11 +6,8 @@ use super::error::CheckpointError;
 use super::restore::fetch_object;
 use crate::crypt::Keys;
 use crate::manifest::{self, CheckpointName, Manifest, ManifestError};
-use crate::store::{ObjectStore, StoreError};
+use crate::store::{self, ObjectStore, StoreError};
 use crate::types::VolumeId;
-
-/// Keys handed to the store in one deletion.
-const DELETE_BATCH: usize = 1000;
 
 /// Deletes those of `garbage` that nothing the durable manifest names refers to, as the owner of `epoch`. Returns how
 /// many. The grace must have passed: whoever read an older manifest may still be reading what that named.
@@ -30,9 +27,7 @@ pub async fn collect(
     }
     let reached = reached(store, &manifest, keys).await?;
     let dead: Vec<String> = garbage.iter().filter(|key| !reached.contains(*key)).cloned().collect();
-    for batch in dead.chunks(DELETE_BATCH) {
-        store.delete(batch).await?;
-    }
+    store::delete_all(store, &dead).await?;
     Ok(dead.len())
 }
 
@@ -52,6 +47,14 @@ pub async fn reached(
     Ok(reached)
 }
 
+/// Keys of the objects that the checkpoint `name` needs; only its own if it cannot be read.
+pub async fn objects(store: &dyn ObjectStore, name: &CheckpointName, keys: Option<&Keys>) -> Vec<String> {
+    match fetch_object(store, name, keys).await {
+        Ok(checkpoint) => checkpoint.keys().collect(),
+        Err(_) => vec![name.key()],
+    }
+}
+
 /// Keys that owners before `epoch` left behind, those in use among them: what [`collect`] may be given.
 pub async fn left_behind(
     store: &dyn ObjectStore,
@@ -69,13 +72,6 @@ pub async fn left_behind(
 
 /// Every object under the volume's checkpoint prefix, and its length.
 pub async fn list(store: &dyn ObjectStore, volume: VolumeId) -> Result<Vec<(String, u64)>, StoreError> {
-    let prefix = CheckpointName::prefix(volume);
-    let mut found: Vec<(String, u64)> = Vec::new();
-    loop {
-        let page = store.list(&prefix, found.last().map(|(key, _)| key.as_str())).await?;
-        if page.is_empty() {
-            return Ok(found);
-        }
-        found.extend(page.into_iter().map(|entry| (entry.key, entry.size)));
-    }
+    let found = store::list_all(store, &CheckpointName::prefix(volume)).await?;
+    Ok(found.into_iter().map(|entry| (entry.key, entry.size)).collect())
 }

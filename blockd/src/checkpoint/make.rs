@@ -10,9 +10,9 @@ use super::format::{Checkpoint, Content, TableFile, file_sum};
 use super::restore::fetch_object;
 use super::seal::seal_object;
 use crate::crypt::Keys;
-use crate::manifest::{self, CheckpointName, CheckpointPointer};
+use crate::manifest::{self, CheckpointName, CheckpointPointer, MAX_SNAPSHOTS, Manifest, ManifestError, Snapshot};
 use crate::store::{ObjectStore, PutMode, StoreErrorKind};
-use crate::table::{FrozenTable, Table};
+use crate::table::{FrozenTable, Position, Table};
 use crate::types::VolumeId;
 use crate::volume::Blocking;
 
@@ -49,6 +49,8 @@ pub enum Made {
         sent_bytes: u64,
         /// Keys that it made superfluous, as far as this process knows. See [`super::collect::collect`].
         garbage: Vec<String>,
+        /// The manifest that points to it.
+        manifest: Box<Manifest>,
     },
     /// Too much would have to be sent for what changed.
     TooDear {
@@ -103,19 +105,8 @@ impl Keeper {
     /// Sends a copy of the table as it is now, and points the manifest to it. After an error everything stands as it
     /// was, but for objects that nothing refers to; what was sent already is not sent again.
     pub async fn make(&mut self, ask: Ask<'_>) -> Result<Made, CheckpointError> {
-        if let (Some(current), None) = (&self.current, &self.base) {
-            // Without it every file is sent anew: no reason not to go on.
-            match fetch_object(ask.store, &current.object, self.keys.as_ref()).await {
-                Ok(base) => self.base = Some(base),
-                Err(error) => {
-                    tracing::warn!("the last checkpoint cannot be read, so all of the next one is sent: {error}")
-                }
-            }
-        }
-        let candidates: BTreeMap<String, TableFile> = match &self.base {
-            Some(base) => base.files.iter().map(|file| (file.name.clone(), file.clone())).collect(),
-            None => BTreeMap::new(),
-        };
+        self.fetch_base(&ask).await;
+        let candidates = self.candidates();
         if let Some(budget) = ask.budget_bytes {
             let known = |name: &str, size: u64| {
                 [&self.sent, &candidates].iter().any(|files| files.get(name).is_some_and(|file| file.size == size))
@@ -129,8 +120,63 @@ impl Keeper {
             }
         }
         let table = ask.table.clone();
-        let frozen = ask.blocking.run_low(move || table.freeze()).await??;
-        let frozen = Arc::new(frozen);
+        let frozen = Arc::new(ask.blocking.run_low(move || table.freeze()).await??);
+        let (checkpoint, pointer, sent_bytes) = self.send(&ask, &frozen).await?;
+        let keys = self.keys.as_ref();
+        let manifest =
+            manifest::update(ask.store, &self.name, self.epoch, keys, |m| m.checkpoint = Some(pointer)).await?;
+        let garbage = self.take_over(checkpoint, pointer);
+        Ok(Made::Durable { pointer, sent_bytes, garbage, manifest: Box::new(manifest) })
+    }
+
+    /// Sends `frozen`, a copy of the table made before, and records it as the snapshot that `snapshot` makes of it, by one
+    /// change of the manifest, which also makes it the newest checkpoint unless there is a newer one. Done again after
+    /// an error, it goes on where it was.
+    pub async fn record(
+        &mut self,
+        ask: &Ask<'_>,
+        frozen: &Arc<FrozenTable>,
+        snapshot: &(dyn Fn(CheckpointPointer) -> Snapshot + Send + Sync),
+    ) -> Result<Made, CheckpointError> {
+        self.fetch_base(ask).await;
+        let (checkpoint, pointer, sent_bytes) = self.send(ask, frozen).await?;
+        let row = snapshot(pointer);
+        let keys = self.keys.as_ref();
+        let manifest = manifest::try_update(ask.store, &self.name, self.epoch, keys, |m| {
+            add_snapshot(m, &row)?;
+            if m.checkpoint.is_none_or(|newest| Position::from(&newest) < Position::from(&pointer)) {
+                m.checkpoint = Some(pointer);
+            }
+            Ok(())
+        })
+        .await?;
+        let newest = manifest.checkpoint.filter(|newest| newest.object == pointer.object);
+        // If not, what was sent may still serve the next one.
+        let garbage = newest.map_or_else(Vec::new, |_| self.take_over(checkpoint, pointer));
+        let pointer = manifest.checkpoint.unwrap_or(pointer);
+        Ok(Made::Durable { pointer, sent_bytes, garbage, manifest: Box::new(manifest) })
+    }
+
+    /// Learns what the last checkpoint consists of, if that is not known.
+    async fn fetch_base(&mut self, ask: &Ask<'_>) {
+        if let (Some(current), None) = (&self.current, &self.base) {
+            // Without it every file is sent anew: no reason not to go on.
+            match fetch_object(ask.store, &current.object, self.keys.as_ref()).await {
+                Ok(base) => self.base = Some(base),
+                Err(error) => {
+                    tracing::warn!("the last checkpoint cannot be read, so all of the next one is sent: {error}")
+                }
+            }
+        }
+    }
+
+    /// Sends the files of `frozen` that the bucket does not have, and the checkpoint object.
+    async fn send(
+        &mut self,
+        ask: &Ask<'_>,
+        frozen: &Arc<FrozenTable>,
+    ) -> Result<(Checkpoint, CheckpointPointer, u64), CheckpointError> {
+        let candidates = self.candidates();
         let mut sent_bytes = 0;
         let mut files = Vec::new();
         for file in frozen.files.files() {
@@ -168,17 +214,6 @@ impl Keeper {
             self.sent.insert(file.name, row.clone());
             files.push(row);
         }
-        self.finish(&ask, &frozen, files, sent_bytes).await
-    }
-
-    /// From files in the bucket to a manifest that says so.
-    async fn finish(
-        &mut self,
-        ask: &Ask<'_>,
-        frozen: &FrozenTable,
-        files: Vec<TableFile>,
-        mut sent_bytes: u64,
-    ) -> Result<Made, CheckpointError> {
         let checkpoint = Checkpoint {
             name: self.next_name(),
             seq: frozen.applied.seq,
@@ -188,7 +223,6 @@ impl Keeper {
             files,
         };
         let own = self.put(ask.store, &checkpoint.name.key(), checkpoint.encode()).await?;
-        sent_bytes += own;
         let pointer = CheckpointPointer {
             object: checkpoint.name,
             seq: checkpoint.seq,
@@ -197,17 +231,29 @@ impl Keeper {
             bytes: checkpoint.file_bytes() + own,
             made_ms: checkpoint.made_ms,
         };
-        let keys = self.keys.as_ref();
-        manifest::update(ask.store, &self.name, self.epoch, keys, |m| m.checkpoint = Some(pointer)).await?;
-        // Durable from here on.
+        Ok((checkpoint, pointer, sent_bytes + own))
+    }
+
+    /// Table files that an earlier checkpoint may have in the bucket, by name.
+    fn candidates(&self) -> BTreeMap<String, TableFile> {
+        let files = self.base.iter().flat_map(|base| &base.files);
+        files.map(|file| (file.name.clone(), file.clone())).collect()
+    }
+
+    /// The durable manifest names `checkpoint` from now on. Returns what that makes superfluous.
+    fn take_over(&mut self, checkpoint: Checkpoint, pointer: CheckpointPointer) -> Vec<String> {
         let keys: BTreeSet<String> = checkpoint.keys().collect();
         let before = self.base.iter().flat_map(Checkpoint::keys).chain(self.current.map(|old| old.object.key()));
-        let garbage: BTreeSet<String> =
-            before.chain(std::mem::take(&mut self.written)).filter(|key| !keys.contains(key)).collect();
+        // A clone's first checkpoints share files with its origin's, which are not its to delete.
+        let own = CheckpointName::prefix(self.volume);
+        let garbage: BTreeSet<String> = before
+            .chain(std::mem::take(&mut self.written))
+            .filter(|key| !keys.contains(key) && key.starts_with(&own))
+            .collect();
         self.sent.retain(|name, _| checkpoint.files.iter().any(|file| file.name == *name));
         self.current = Some(pointer);
         self.base = Some(checkpoint);
-        Ok(Made::Durable { pointer, sent_bytes, garbage: garbage.into_iter().collect() })
+        garbage.into_iter().collect()
     }
 
     /// Whether to look for what earlier owners left behind; true once.
@@ -251,4 +297,20 @@ impl Keeper {
             Err(e) => Err(e.into()),
         }
     }
+}
+
+/// Adds a snapshot to a manifest that may have it already.
+pub fn add_snapshot(manifest: &mut Manifest, row: &Snapshot) -> Result<(), ManifestError> {
+    if manifest.snapshots.iter().any(|there| there.id == row.id) {
+        return Ok(());
+    }
+    if !row.hidden && manifest.snapshot(&row.name).is_some() {
+        let (volume, snapshot) = (manifest.name.clone(), row.name.clone());
+        return Err(ManifestError::SnapshotExists { volume, snapshot });
+    }
+    if manifest.snapshots.len() >= MAX_SNAPSHOTS {
+        return Err(ManifestError::TooManySnapshots(manifest.name.clone()));
+    }
+    manifest.snapshots.push(row.clone());
+    Ok(())
 }

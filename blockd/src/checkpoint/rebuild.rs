@@ -7,7 +7,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, read_index};
 use crate::crypt::Keys;
 use crate::manifest::Manifest;
-use crate::store::{ListEntry, ObjectStore, StoreError};
+use crate::store::{self, ListEntry, ObjectStore, StoreError};
 use crate::table::{Applied, Rebuild, RebuildKey, Table, TableError};
 use crate::types::VolumeId;
 
@@ -35,7 +35,7 @@ pub async fn list_chunks(
     volume: VolumeId,
     progress: impl Fn(u64, u64),
 ) -> Result<Vec<Listed>, StoreError> {
-    let prefixes = (0..PREFIXES).map(|spread| list_prefix(store, format!("chunks/{spread:02x}/{volume}/")).boxed());
+    let prefixes = (0..=u8::MAX).map(|spread| list_prefix(store, ChunkName::prefix(volume, spread)).boxed());
     let mut lists = stream::iter(prefixes).buffered(LISTS);
     let (mut chunks, mut done) = (Vec::new(), 0);
     while let Some(found) = lists.next().await {
@@ -48,15 +48,8 @@ pub async fn list_chunks(
 }
 
 async fn list_prefix(store: &dyn ObjectStore, prefix: String) -> Result<Vec<Listed>, StoreError> {
-    let mut found = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page = store.list(&prefix, after.as_deref()).await?;
-        let Some(last) = page.last() else { return Ok(found) };
-        after = Some(last.key.clone());
-        let chunk = |entry: &ListEntry| ChunkName::parse(&entry.key).map(|name| Listed { name, size: entry.size });
-        found.extend(page.iter().filter_map(chunk));
-    }
+    let chunk = |entry: ListEntry| ChunkName::parse(&entry.key).map(|name| Listed { name, size: entry.size });
+    Ok(store::list_all(store, &prefix).await?.into_iter().filter_map(chunk).collect())
 }
 
 /// Which of the listed chunks make up the volume.

@@ -59,18 +59,22 @@ pub async fn restore(
     // In a fixed order, so that a simulation repeats.
     stream::iter(files).buffered(PARALLEL).try_collect::<Vec<()>>().await?;
     let stage = Arc::into_inner(stage).expect("everything that held it is done");
-    let (kept, home) = (checkpoint.clone(), home.clone());
+    let (kept, home, whose) = (checkpoint.clone(), home.clone(), pointer.object.volume);
     let opened = blocking
         .run(move || {
             stage.commit(&kept.files.iter().map(|file| file.name.as_str()).collect::<BTreeSet<_>>())?;
-            Ok::<_, CheckpointError>(home.open(volume))
+            // A clone's first one is its origin's.
+            Ok::<_, CheckpointError>(home.open(whose))
         })
         .await?;
     let key = pointer.object.key();
-    let table = opened.map_err(|e| CheckpointError::damaged(&key, Flaw::Table(e.to_string())))?;
+    let mut table = opened.map_err(|e| CheckpointError::damaged(&key, Flaw::Table(e.to_string())))?;
     let (expected, found) = (Stand::from(pointer), Stand { applied: table.applied(), position: table.position() });
     if found != expected {
         return Err(CheckpointError::damaged(&key, Flaw::Position { expected, found }));
+    }
+    if whose != volume {
+        table = blocking.run(move || table.become_clone(volume).map(|()| table)).await?;
     }
     Ok(Restored { table, checkpoint, fetched_bytes: fetched.load(Relaxed) })
 }

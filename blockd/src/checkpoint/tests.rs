@@ -138,6 +138,9 @@ async fn volume(store: &dyn ObjectStore) {
         epochs: vec![EpochStart { epoch: 1, first_seq: 1, first_lsn: 1, owner: [1; 16], opened_ms: 0 }],
         encryption: None,
         checkpoint: None,
+        snapshots: Vec::new(),
+        origin: None,
+        restores: Vec::new(),
         seal: manifest::Seal::None,
     };
     manifest::create(store, &manifest).await.unwrap();
@@ -158,7 +161,7 @@ async fn make(
 ) -> (CheckpointPointer, u64, Vec<String>) {
     let ask = Ask { store, table, blocking: Blocking::Inline, budget_bytes: None, now_ms: 7, stop: &|| false };
     match keeper.make(ask).await.unwrap() {
-        Made::Durable { pointer, sent_bytes, garbage } => (pointer, sent_bytes, garbage),
+        Made::Durable { pointer, sent_bytes, garbage, .. } => (pointer, sent_bytes, garbage),
         other => panic!("{other:?}"),
     }
 }

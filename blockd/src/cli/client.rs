@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::admin::api::{
-    ChangeKey, CreateVolume, DaemonInfo, ErrorBody, ExportStranded, ExportedStranded, RebuildProgress, ResizeVolume,
-    SetVolume, Status, StrandedStatus, UnlockVolume, VolumeStatus,
+    ChangeKey, CloneVolume, CreateSnapshot, CreateVolume, DaemonInfo, ErrorBody, ExportStranded, ExportedStranded, RebuildProgress, ResizeVolume,
+    SetVolume, SnapshotStatus, Status, StrandedStatus, UnlockVolume, VolumeStatus,
 };
 
 /// Talks to the daemon on one admin socket. Every call connects anew, so a daemon that restarts does not matter.
@@ -112,6 +112,29 @@ impl Client {
     /// Removes a volume.
     pub async fn delete(&self, name: &str, force: bool) -> anyhow::Result<()> {
         let path = format!("/v1/volumes/{name}?force={force}");
+        self.call::<serde_json::Value>(Method::DELETE, &path, None::<&()>).await.map(drop)
+    }
+
+    /// Snapshots of a volume, or of all.
+    pub async fn snapshots(&self, volume: Option<&str>) -> anyhow::Result<Vec<SnapshotStatus>> {
+        let path = volume.map_or("/v1/snapshots".to_owned(), |volume| format!("/v1/volumes/{volume}/snapshots"));
+        self.call(Method::GET, &path, None::<&()>).await
+    }
+
+    /// Makes a snapshot.
+    pub async fn create_snapshot(&self, volume: &str, name: &str) -> anyhow::Result<SnapshotStatus> {
+        let request = CreateSnapshot { name: name.to_owned() };
+        self.call(Method::POST, &format!("/v1/volumes/{volume}/snapshots"), Some(&request)).await
+    }
+
+    /// Makes a clone of a volume.
+    pub async fn clone_volume(&self, source: &str, request: &CloneVolume) -> anyhow::Result<VolumeStatus> {
+        self.call(Method::POST, &format!("/v1/volumes/{source}/clone"), Some(request)).await
+    }
+
+    /// Deletes a snapshot.
+    pub async fn delete_snapshot(&self, volume: &str, name: &str) -> anyhow::Result<()> {
+        let path = format!("/v1/volumes/{volume}/snapshots/{name}");
         self.call::<serde_json::Value>(Method::DELETE, &path, None::<&()>).await.map(drop)
     }
 

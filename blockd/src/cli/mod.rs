@@ -10,6 +10,7 @@ mod confirm;
 mod ownership;
 mod secret;
 mod serve;
+mod snapshot;
 mod status;
 mod transfer;
 mod volume;
@@ -51,6 +52,9 @@ enum Command {
     /// Create, list, show, resize, delete, import and export volumes
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// Make, list and delete snapshots: VOLUME@NAME
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Show what the daemon does: per volume what is not in the bucket yet, speed, hits, requests and their price
     Status(status::StatusArgs),
 }
@@ -101,6 +105,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             serve::run(*args, matches)
         }
         Command::Volume(command) => block_on(volume::run(command)),
+        Command::Snapshot(command) => block_on(snapshot::run(command)),
         Command::Status(args) => block_on(status::run(args)),
     };
     match result {
@@ -192,6 +197,10 @@ mod tests {
             "blockd volume delete disk --yes --force",
             "blockd volume import disk image.raw --create --size 20GiB",
             "blockd volume export disk image.qcow2 --format qcow2 --force",
+            "blockd snapshot create disk@monday",
+            "blockd snapshot list --json",
+            "blockd snapshot list disk",
+            "blockd snapshot delete disk@monday",
             "blockd status",
             "blockd status --watch",
             "blockd status --watch 5 --json",
@@ -208,6 +217,8 @@ mod tests {
             "blockd volume create disk --size many",
             "blockd volume create disk --size 1GiB --durability replica",
             "blockd volume create a@b --size 1GiB",
+            "blockd snapshot create disk",
+            "blockd snapshot create disk@a@b",
             "blockd volume create disk --size 1GiB --codec gzip",
             "blockd volume import disk f --size 1GiB",
             "blockd volume create disk --size 1GiB --key-file /k",

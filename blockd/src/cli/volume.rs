@@ -18,6 +18,8 @@ use crate::volume::VolumeStats;
 pub(super) enum VolumeCommand {
     /// Make a volume
     Create(CreateArgs),
+    /// Make a volume of a snapshot of another, or of another as it is now; it stores only what becomes different
+    Clone(super::snapshot::CloneArgs),
     /// List all volumes
     #[command(alias = "ls")]
     List(ListArgs),
@@ -249,6 +251,7 @@ pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
             let made = args.client.client().create(&args.new.request(&args.name, args.size.0)?).await?;
             said(&args.client, &made, &format!("created volume {}\n\n{}", made.info.name, details(&made)))
         }
+        VolumeCommand::Clone(args) => super::snapshot::clone(args).await,
         VolumeCommand::List(args) => {
             let volumes = args.client.client().volumes().await?;
             said(&args.client, &volumes, &list(&volumes))
@@ -386,7 +389,7 @@ pub(super) fn state(info: &VolumeInfo) -> String {
     }
 }
 
-fn details(volume: &VolumeStatus) -> String {
+pub(super) fn details(volume: &VolumeStatus) -> String {
     let info = &volume.info;
     let mut lines = vec![
         ("name", info.name.clone()),
@@ -409,6 +412,8 @@ fn details(volume: &VolumeStatus) -> String {
         let unsent = format!("{}, up to write {}", bytes(holder.dirty_bytes), holder.last_lsn);
         lines.push(("only there", format!("{unsent} as of then; in the bucket: up to {}", holder.bucket_lsn)));
     }
+    lines.extend(info.origin.iter().map(|origin| ("clone of", origin.clone())));
+    lines.extend(info.snapshots.iter().map(|snapshot| ("snapshot", super::snapshot::line(snapshot))));
     lines.extend(info.notice.iter().map(|notice| ("notice", notice.clone())));
     lines.extend(volume.stats.iter().flat_map(space));
     lines.extend(info.error.iter().map(|error| ("error", error.clone())));

@@ -184,6 +184,16 @@ impl DataDir {
         self.path.join("volumes").join(id.to_string())
     }
 
+    /// Where tables of snapshots that are read live; nothing there is needed after the end of the process.
+    pub fn views(&self) -> PathBuf {
+        self.path.join("views")
+    }
+
+    /// Where that of one snapshot does.
+    pub fn view(&self, snapshot: crate::manifest::SnapshotId) -> PathBuf {
+        self.views().join(uuid::Uuid::from_bytes(snapshot).simple().to_string())
+    }
+
     /// Where the read cache lives.
     pub fn cache(&self) -> PathBuf {
         self.path.join("cache")

@@ -42,6 +42,15 @@ enum Source {
     PassphraseFile(PathBuf),
 }
 
+impl Source {
+    fn read(&self) -> Result<Secret, SecretError> {
+        match self {
+            Self::KeyFile(path) => Secret::key_file(path),
+            Self::PassphraseFile(path) => Secret::passphrase_file(path),
+        }
+    }
+}
+
 impl KeyRing {
     /// With the files that `config` names.
     pub fn new(config: &Config) -> Self {
@@ -53,6 +62,11 @@ impl KeyRing {
     /// Whether the configuration has a key for a volume of this name.
     pub fn expects(&self, name: &str) -> bool {
         self.sources.contains_key(name)
+    }
+
+    /// What the configuration has to unlock a volume of this name.
+    pub fn configured(&self, name: &str) -> Option<Result<Secret, SecretError>> {
+        self.sources.get(name).map(Source::read)
     }
 
     /// The keys of a volume that were unlocked before.
@@ -83,11 +97,7 @@ impl KeyRing {
             (Some(_), None) => return Err(LockError::NotEncrypted(name()).into()),
             (Some(source), Some(_)) => source,
         };
-        let read = match source {
-            Source::KeyFile(path) => Secret::key_file(&path),
-            Source::PassphraseFile(path) => Secret::passphrase_file(&path),
-        };
-        let secret = read.map_err(|source| KeyError::Secret { name: name(), source })?;
+        let secret = source.read().map_err(|source| KeyError::Secret { name: name(), source })?;
         let keys = unwrap(manifest, secret).await?;
         self.hold(manifest.id, keys.clone());
         Ok(Some(keys))
@@ -110,7 +120,7 @@ async fn unwrap(manifest: &Manifest, secret: Secret) -> Result<Keys, LockError> 
 }
 
 /// Wraps a data key where that may take its time.
-async fn wrap(keys: Keys, secret: Secret, volume: VolumeId) -> Result<Encryption, NoRandomness> {
+pub(super) async fn wrap(keys: Keys, secret: Secret, volume: VolumeId) -> Result<Encryption, NoRandomness> {
     match tokio::task::spawn_blocking(move || Encryption::wrap(&keys, &secret, volume)).await {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),

@@ -5,6 +5,7 @@
 //! closes it), reactors. [`volumes`] is the only place that opens and closes volumes; [`keys`] holds the keys of
 //! encrypted ones and changes keys and settings.
 
+mod clone;
 mod data_dir;
 mod exports;
 mod hold;
@@ -14,8 +15,10 @@ mod rebuild;
 mod release;
 mod run;
 mod signals;
+mod snapshots;
 mod status;
 mod stranded;
+mod views;
 mod volumes;
 
 pub use data_dir::{DataDir, DataDirError};

@@ -166,6 +166,7 @@ async fn serve(daemon: &Arc<Daemon>) -> anyhow::Result<Never> {
             .map(Listen::Unix)
             .chain(config.nbd_tcp_addrs().into_iter().map(Listen::Tcp))
             .collect();
+        tokio::spawn(daemon.clone().watch_views());
         let server = Server::start(&listens, daemon.clone()).await?;
         let listens = daemon.listens.get_or_init(|| server.listens().to_vec());
         announce(daemon, listens, &admin_path);

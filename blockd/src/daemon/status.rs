@@ -82,6 +82,8 @@ impl Daemon {
             info.codec = manifest.codec.to_string();
             info.chunk_bytes = manifest.chunk_bytes.into();
             info.created_ms = manifest.created_ms;
+            info.snapshots = super::snapshots::list(&manifest).filter(|snapshot| !snapshot.hidden).collect();
+            info.origin = manifest.origin.as_ref().map(super::snapshots::origin);
             info.encryption = manifest.encryption.map(|encryption| encryption.kdf.to_string());
         }
         info.stranded = entry.stranded;

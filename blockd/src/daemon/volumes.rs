@@ -134,7 +134,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    fn new(manifest: Option<Manifest>, phase: Phase) -> Self {
+    pub fn new(manifest: Option<Manifest>, phase: Phase) -> Self {
         Self { manifest, phase, hold: None, stranded: None, notice: None }
     }
 }
@@ -165,6 +165,7 @@ pub struct Daemon {
     pub(super) resizing: tokio::sync::Mutex<()>,
     closing: AtomicBool,
     pub(super) rebuilds: super::rebuild::Rebuilds,
+    pub(super) views: super::views::Views,
 }
 
 impl Daemon {
@@ -176,6 +177,8 @@ impl Daemon {
         frame_cache: Option<FrameCache>,
     ) -> Self {
         assert!(!reactors.is_empty(), "volumes need a reactor");
+        // What an earlier process left.
+        let _ = std::fs::remove_dir_all(data.views());
         Self {
             keys: KeyRing::new(&config),
             config,
@@ -190,6 +193,7 @@ impl Daemon {
             resizing: tokio::sync::Mutex::default(),
             closing: AtomicBool::new(false),
             rebuilds: Default::default(),
+            views: Default::default(),
         }
     }
 
@@ -335,6 +339,9 @@ impl Daemon {
             epochs: Vec::new(),
             encryption: None,
             checkpoint: None,
+            snapshots: Vec::new(),
+            origin: None,
+            restores: Vec::new(),
             seal: manifest::Seal::None,
         })
     }
@@ -404,7 +411,7 @@ impl Daemon {
     }
 
     /// From `Opening` to `Open`, or to what keeps it from being opened.
-    async fn open_device(
+    pub(super) async fn open_device(
         self: &Arc<Self>,
         manifest: Manifest,
         why: Why,
@@ -627,10 +634,19 @@ impl Daemon {
             Some(grant) => volume.grant(grant, instants()),
             None => anyhow::bail!("another host took it over while it was being opened"),
         }
-        let next = self.next_reactor.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
-        let reactor = self.reactors[next].clone();
+        let reactor = self.next_reactor();
         let key = reactor.add_device(Box::new(volume)).await?;
         Ok((Place { reactor, key }, report))
+    }
+
+    /// The reactor on which the next device is to live.
+    pub(super) fn next_reactor(&self) -> ReactorHandle {
+        let next = self.next_reactor.fetch_add(1, Ordering::Relaxed) % self.reactors.len();
+        self.reactors[next].clone()
+    }
+
+    pub(super) fn frame_cache(&self) -> Option<FrameCache> {
+        self.frame_cache.clone()
     }
 
     /// The volume was lost to another host.
@@ -740,6 +756,7 @@ impl Daemon {
             self.load(name).await?;
             self.entries_mut().entry(name.to_owned()).or_insert(Entry::new(None, Phase::Closed));
         }
+        self.close_views(name, None).await?;
         // From here on nobody finds it any more, so the number of clients can only fall.
         let before = {
             let mut entries = self.entries_mut();
@@ -825,7 +842,25 @@ impl Daemon {
             Some(id) => id,
             None => manifest::load(self.store.as_ref(), name).await?.0.id,
         };
-        volume::delete(self.store.as_ref(), name, epoch, |_, _| {}).await?;
+        let (manifest, _) = manifest::load(self.store.as_ref(), name).await?;
+        // Holds that nobody needs would keep all of it.
+        let keys = self.keys.held(id);
+        for snapshot in &manifest.snapshots {
+            volume::release_stale(self.store.as_ref(), &manifest, snapshot, keys.as_ref()).await?;
+        }
+        match volume::delete(self.store.as_ref(), name, epoch, keys.as_ref(), |_, _| {}).await? {
+            volume::Deleted::All => {}
+            volume::Deleted::Held => {
+                tracing::info!(volume = %name, "what its clones need stays in the bucket until the last of them is deleted");
+            }
+            volume::Deleted::OriginLocked => tracing::warn!(
+                volume = %name,
+                "the volume it is a clone of is locked and does not know that this one is gone; deleting its snapshot finds out"
+            ),
+        }
+        if let Some(origin) = &manifest.origin {
+            self.tell_snapshots(&origin.name).await;
+        }
         self.keys.forget(id);
         let dir = self.data.volume(id);
         match tokio::fs::remove_dir_all(&dir).await {
@@ -870,6 +905,7 @@ impl Daemon {
             });
         }
         while closings.join_next().await.is_some() {}
+        self.close_all_views().await;
         for reactor in &self.reactors {
             reactor.stop().await;
         }

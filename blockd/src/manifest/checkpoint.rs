@@ -10,6 +10,8 @@ use crate::types::{Lsn, VolumeId};
 
 /// The section's kind.
 pub(super) const KIND: u16 = 2;
+/// Its length in bytes.
+pub(super) const LEN: usize = 72;
 
 /// Names an object of a volume's checkpoints. An epoch belongs to one process, which counts them, so that no name is
 /// used twice.
@@ -89,7 +91,7 @@ struct Body {
     made_ms: U64,
 }
 
-const _: () = assert!(size_of::<Body>() == 72);
+const _: () = assert!(size_of::<Body>() == LEN);
 
 impl CheckpointPointer {
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -122,6 +124,20 @@ impl CheckpointPointer {
             made_ms: body.made_ms.get(),
         };
         Ok(pointer)
+    }
+
+    /// Its bytes, or zeroes for none.
+    pub(super) fn encode_optional(pointer: Option<&Self>) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        if let Some(pointer) = pointer {
+            bytes.copy_from_slice(&pointer.encode());
+        }
+        bytes
+    }
+
+    /// The reverse of [`Self::encode_optional`].
+    pub(super) fn decode_optional(bytes: &[u8; LEN]) -> Result<Option<Self>, ManifestFormatError> {
+        if *bytes == [0; LEN] { Ok(None) } else { Self::decode(bytes).map(Some) }
     }
 
     /// Why it must not be stored, if so.

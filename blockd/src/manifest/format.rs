@@ -10,7 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::checkpoint::{self, CheckpointName, CheckpointPointer};
 use super::encryption::{self, Encryption};
+use super::origin::{self, Origin, Restored};
 use super::seal::{self, Seal};
+use super::snapshot::{self, Snapshot};
 use crate::chunk::Codec;
 use crate::types::{BLOCK_SIZE, Lsn, VolumeId};
 
@@ -171,6 +173,12 @@ pub struct Manifest {
     pub encryption: Option<Encryption>,
     /// The newest durable copy of its translation table, if there is one.
     pub checkpoint: Option<CheckpointPointer>,
+    /// Its snapshots, oldest first, those included that only clones still need.
+    pub snapshots: Vec<Snapshot>,
+    /// What it was made of, if it is a clone.
+    pub origin: Option<Origin>,
+    /// Where it went back to a snapshot, oldest first.
+    pub restores: Vec<Restored>,
     /// What proves that the owner of that key wrote it.
     pub seal: Seal,
 }
@@ -217,9 +225,28 @@ impl Manifest {
         self.epochs.iter().rev().find(|e| e.first_seq > 0 && e.first_seq <= seq).map_or(0, |e| e.epoch)
     }
 
-    /// Checkpoints whose objects must stay: the newest one, and later those of snapshots.
+    /// Checkpoints whose objects must stay: the newest one, and those of snapshots.
     pub fn held_checkpoints(&self) -> Vec<CheckpointName> {
-        self.checkpoint.iter().map(|pointer| pointer.object).collect()
+        let snapshots = self.snapshots.iter().filter_map(|snapshot| snapshot.checkpoint.as_ref());
+        let mut names: Vec<_> = self.checkpoint.iter().chain(snapshots).map(|pointer| pointer.object).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Positions in the history whose chunks must stay: those of all snapshots.
+    pub fn held_positions(&self) -> Vec<u64> {
+        self.snapshots.iter().map(|snapshot| snapshot.seq).collect()
+    }
+
+    /// The snapshot that people know by this name.
+    pub fn snapshot(&self, name: &str) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|snapshot| !snapshot.hidden && snapshot.name == name)
+    }
+
+    /// Whether clones need what the volume has in the bucket.
+    pub fn is_held(&self) -> bool {
+        self.snapshots.iter().any(|snapshot| !snapshot.holds.is_empty())
     }
 
     /// Why the manifest must not be stored, if so.
@@ -249,7 +276,9 @@ impl Manifest {
                 seq = start.first_seq;
             }
         }
-        self.checkpoint.and_then(|pointer| pointer.problem())
+        let origin = self.origin.as_ref().and_then(Origin::problem);
+        let parts = origin.or(snapshot::problem(&self.snapshots)).or(origin::restores_problem(&self.restores));
+        parts.or(self.checkpoint.and_then(|pointer| pointer.problem()))
     }
 
     /// The object's bytes.
@@ -334,6 +363,10 @@ impl Manifest {
         let mut sections = Vec::new();
         sections.extend(self.encryption.as_ref().map(|section| (encryption::KIND, section.encode())));
         sections.extend(self.checkpoint.map(|pointer| (checkpoint::KIND, pointer.encode())));
+        sections.extend((!self.snapshots.is_empty()).then(|| (snapshot::KIND, snapshot::encode(&self.snapshots))));
+        sections.extend(self.origin.as_ref().map(|section| (origin::KIND, section.encode())));
+        let restores = (!self.restores.is_empty()).then(|| origin::encode_restores(&self.restores));
+        sections.extend(restores.map(|body| (origin::RESTORES_KIND, body)));
         sections
     }
 
@@ -342,6 +375,9 @@ impl Manifest {
         match kind {
             encryption::KIND => self.encryption = Some(Encryption::decode(body)?),
             checkpoint::KIND => self.checkpoint = Some(CheckpointPointer::decode(body)?),
+            snapshot::KIND => self.snapshots = snapshot::decode(body)?,
+            origin::KIND => self.origin = Some(Origin::decode(body)?),
+            origin::RESTORES_KIND => self.restores = origin::decode_restores(body)?,
             seal::KIND => {
                 let tag = body.try_into();
                 let tag = tag.map_err(|_| ManifestFormatError::Invalid("its signature has a wrong length"))?;
@@ -410,6 +446,9 @@ impl Manifest {
                 .collect(),
             encryption: None,
             checkpoint: None,
+            snapshots: Vec::new(),
+            origin: None,
+            restores: Vec::new(),
             seal: Seal::None,
         };
         let mut last = 0;

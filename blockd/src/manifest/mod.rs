@@ -1,7 +1,7 @@
 //! The manifest: a volume's small root object, the only one ever replaced, always by compare-and-swap.
 //!
 //! [`format`] knows the bytes (pure, total on foreign input), `stored` the conditional requests; what only some volumes
-//! have stands in sections with a file each, as `checkpoint`.
+//! have stands in sections with a file each: `encryption`, `checkpoint`, `snapshot`, `origin`.
 //!
 //! What must hold: a manifest is never written but on the version it was read as; what a manifest says of epochs only
 //! grows; the manifest of an encrypted volume is only believed, and only changed, by who has its key (`seal`, `lock`).
@@ -13,7 +13,9 @@ pub mod format;
 #[cfg(feature = "engine")]
 mod lock;
 mod name;
+mod origin;
 mod seal;
+mod snapshot;
 #[cfg(feature = "engine")]
 mod stored;
 
@@ -23,9 +25,14 @@ pub use format::{Durability, EpochStart, Manifest, ManifestFormatError, UnknownD
 #[cfg(feature = "engine")]
 pub use lock::LockError;
 pub use name::{InvalidName, check_name};
+pub use origin::{Origin, Restored};
 pub use seal::Seal;
+pub use snapshot::{Hold, MAX_SNAPSHOTS, Snapshot, SnapshotId};
 #[cfg(feature = "engine")]
-pub use stored::{ManifestError, change, create, key, list, load, open, remove, replace, update};
+pub use stored::{
+    ManifestError, change, create, create_held, held_key, key, list, load, load_held, open, remove, remove_held, replace,
+    replace_held, try_update, update,
+};
 
 #[cfg(all(test, feature = "engine"))]
 mod tests;

@@ -14,3 +14,9 @@ pub fn check_name(name: &str) -> Result<(), InvalidName> {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
     if good { Ok(()) } else { Err(InvalidName(name.to_owned())) }
 }
+
+/// A name of `len` bytes at the start of `bytes`, and what follows it.
+pub(super) fn take(bytes: &[u8], len: u8) -> Option<(String, &[u8])> {
+    let (name, rest) = bytes.split_at_checked(len.into())?;
+    Some((String::from_utf8(name.to_vec()).ok()?, rest))
+}

@@ -5,11 +5,15 @@ use bytes::Bytes;
 use super::format::{Manifest, ManifestFormatError, VolumeState};
 use super::lock::LockError;
 use super::name::{InvalidName, check_name};
+use super::snapshot::MAX_SNAPSHOTS;
 use crate::crypt::Keys;
 use crate::store::{ObjectStore, PutMode, StoreError, StoreErrorKind, Version};
+use crate::types::VolumeId;
 
 const PREFIX: &str = "volumes/";
 const SUFFIX: &str = "/manifest";
+/// Where manifests of volumes are that only clones need any more.
+const HELD: &str = "held/";
 /// So many lost races in a row are no races: the store refuses for a reason of its own.
 const RACES_MAX: usize = 50;
 
@@ -50,6 +54,25 @@ pub enum ManifestError {
     /// A change that only its owner may make.
     #[error("another host has volume {0:?} now; `blockd volume show {0}` says which")]
     NotOwner(String),
+    /// A snapshot of this name is there already.
+    #[error("volume {volume:?} has a snapshot {snapshot:?} already; choose another name, or delete that one first")]
+    SnapshotExists {
+        /// The volume.
+        volume: String,
+        /// Its snapshot.
+        snapshot: String,
+    },
+    /// No snapshot of this name.
+    #[error("volume {volume:?} has no snapshot {snapshot:?}; `blockd snapshot list {volume}` shows those there are")]
+    NoSnapshot {
+        /// The volume.
+        volume: String,
+        /// What is not there.
+        snapshot: String,
+    },
+    /// As many snapshots as there may be.
+    #[error("volume {0:?} has {MAX_SNAPSHOTS} snapshots, those that clones need included, and can have no more")]
+    TooManySnapshots(String),
     /// An encrypted volume without its key, or with a wrong one.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -73,17 +96,83 @@ pub fn key(name: &str) -> String {
 /// Writes the manifest of a new volume.
 pub async fn create(store: &dyn ObjectStore, manifest: &Manifest) -> Result<Version, ManifestError> {
     check_name(&manifest.name)?;
-    put(store, manifest, PutMode::Create).await?.ok_or_else(|| ManifestError::Exists(manifest.name.clone()))
+    let key = key(&manifest.name);
+    put(store, &key, manifest, PutMode::Create).await?.ok_or_else(|| ManifestError::Exists(manifest.name.clone()))
 }
 
 /// Replaces a manifest that is still what it was when it was read as `version`.
 pub async fn replace(store: &dyn ObjectStore, manifest: &Manifest, version: Version) -> Result<Version, ManifestError> {
     check_name(&manifest.name)?;
-    put(store, manifest, PutMode::Replace(version)).await?.ok_or_else(|| ManifestError::LostRace(manifest.name.clone()))
+    put_over(store, &key(&manifest.name), manifest, version).await
+}
+
+async fn put_over(
+    store: &dyn ObjectStore,
+    key: &str,
+    manifest: &Manifest,
+    version: Version,
+) -> Result<Version, ManifestError> {
+    let replaced = put(store, key, manifest, PutMode::Replace(version)).await?;
+    replaced.ok_or_else(|| ManifestError::LostRace(manifest.name.clone()))
+}
+
+/// The key of the manifest of a volume that is deleted but for what its clones need.
+pub fn held_key(volume: VolumeId) -> String {
+    format!("{HELD}{volume}")
+}
+
+/// Stores the manifest of a volume that is being deleted where its clones find it. Whether this did it.
+pub async fn create_held(store: &dyn ObjectStore, manifest: &Manifest) -> Result<bool, ManifestError> {
+    if manifest.state != VolumeState::Deleting {
+        return Err(ManifestError::Unfit { name: manifest.name.clone(), why: "it is not being deleted" });
+    }
+    match store.put(&held_key(manifest.id), manifest.encode(), PutMode::Create).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind == StoreErrorKind::Precondition => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads such a manifest; none when there is none.
+pub async fn load_held(
+    store: &dyn ObjectStore,
+    volume: VolumeId,
+) -> Result<Option<(Manifest, Version)>, ManifestError> {
+    let key = held_key(volume);
+    let (bytes, version) = match store.get(&key).await {
+        Ok(found) => found,
+        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let damaged = |source| ManifestError::Damaged { name: key.clone(), source };
+    let manifest = Manifest::decode(&bytes).map_err(damaged)?;
+    if manifest.id != volume || manifest.state != VolumeState::Deleting {
+        return Err(damaged(ManifestFormatError::Invalid("it is the manifest of another volume")));
+    }
+    Ok(Some((manifest, version)))
+}
+
+/// Replaces such a manifest that is still what it was when it was read as `version`.
+pub async fn replace_held(
+    store: &dyn ObjectStore,
+    manifest: &Manifest,
+    version: Version,
+) -> Result<(), ManifestError> {
+    put_over(store, &held_key(manifest.id), manifest, version).await.map(drop)
+}
+
+/// Deletes such a manifest.
+pub async fn remove_held(store: &dyn ObjectStore, volume: VolumeId) -> Result<(), ManifestError> {
+    Ok(store.delete(&[held_key(volume)]).await?)
 }
 
 /// The new version, or nothing when the condition did not hold.
-async fn put(store: &dyn ObjectStore, manifest: &Manifest, mode: PutMode) -> Result<Option<Version>, ManifestError> {
+async fn put(
+    store: &dyn ObjectStore,
+    key: &str,
+    manifest: &Manifest,
+    mode: PutMode,
+) -> Result<Option<Version>, ManifestError> {
     if let Some(why) = manifest.problem() {
         return Err(ManifestError::Unfit { name: manifest.name.clone(), why });
     }
@@ -91,15 +180,14 @@ async fn put(store: &dyn ObjectStore, manifest: &Manifest, mode: PutMode) -> Res
         let why = "its volume is encrypted, and whoever changes it must have the key";
         return Err(ManifestError::Unfit { name: manifest.name.clone(), why });
     }
-    let key = key(&manifest.name);
     let bytes: Bytes = manifest.encode();
-    match store.put(&key, bytes.clone(), mode).await {
+    match store.put(key, bytes.clone(), mode).await {
         Ok(version) => return Ok(Some(version)),
         Err(error) if error.kind == StoreErrorKind::Precondition => {}
         Err(error) => return Err(error.into()),
     }
     // An earlier attempt of this very write, whose answer was lost, may be what stands there now.
-    match store.get(&key).await {
+    match store.get(key).await {
         Ok((found, version)) if found == bytes => Ok(Some(version)),
         Ok(_) => Ok(None),
         Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
@@ -153,6 +241,21 @@ pub async fn update(
     keys: Option<&Keys>,
     mut apply: impl FnMut(&mut Manifest),
 ) -> Result<Manifest, ManifestError> {
+    try_update(store, name, epoch, keys, |manifest| {
+        apply(manifest);
+        Ok(())
+    })
+    .await
+}
+
+/// As [`update`], with a change that may be refused.
+pub async fn try_update(
+    store: &dyn ObjectStore,
+    name: &str,
+    epoch: u64,
+    keys: Option<&Keys>,
+    mut apply: impl FnMut(&mut Manifest) -> Result<(), ManifestError>,
+) -> Result<Manifest, ManifestError> {
     change(store, name, keys, |manifest| {
         if manifest.settled().is_none_or(|last| last.epoch != epoch) {
             return Err(ManifestError::NotOwner(name.to_owned()));
@@ -160,8 +263,7 @@ pub async fn update(
         if manifest.state != VolumeState::Active {
             return Err(ManifestError::Deleting(name.to_owned()));
         }
-        apply(manifest);
-        Ok(())
+        apply(manifest)
     })
     .await
 }

@@ -25,6 +25,9 @@ fn manifest() -> Manifest {
         ],
         encryption: None,
         checkpoint: None,
+        snapshots: Vec::new(),
+        origin: None,
+        restores: Vec::new(),
         seal: Seal::None,
     }
 }
@@ -47,6 +50,72 @@ fn the_golden_manifest_with_a_checkpoint_reads_and_is_written_the_same() {
     crate::chunk::testing::golden("manifest-v2-checkpoint.bin", &manifest.encode(), true, |bytes| {
         assert_eq!(Manifest::decode(bytes), Ok(manifest.clone()));
     });
+}
+
+fn snapshots() -> Vec<Snapshot> {
+    let hold = |n: u8| Hold { volume: VolumeId([n; 16]), name: format!("clone-{n}") };
+    let empty = Snapshot {
+        id: [1; 16],
+        name: "empty".into(),
+        seq: 0,
+        lsn: 0,
+        size: 1 << 39,
+        made_ms: 1_700_000_000_004,
+        epoch: 1,
+        checkpoint: None,
+        hidden: false,
+        holds: Vec::new(),
+    };
+    let hidden = Snapshot {
+        id: [2; 16],
+        name: "gone".into(),
+        seq: 256,
+        lsn: 9_000,
+        checkpoint: Some(pointer()),
+        hidden: true,
+        holds: vec![hold(1), hold(2)],
+        ..empty.clone()
+    };
+    vec![empty, hidden]
+}
+
+#[test]
+fn the_golden_manifest_of_a_clone_with_snapshots_reads_and_is_written_the_same() {
+    let origin = Origin {
+        volume: VolumeId([9; 16]),
+        name: "gold".into(),
+        snapshot: [3; 16],
+        epoch: 4,
+        seq: 256,
+        lsn: 9_000,
+        checkpoint: Some(pointer()),
+    };
+    let restores = vec![Restored { to_seq: 256, to_epoch: 1, from_seq: 300, epoch: 3 }];
+    let manifest = Manifest {
+        checkpoint: Some(pointer()),
+        snapshots: snapshots(),
+        origin: Some(origin),
+        restores,
+        ..manifest()
+    };
+    crate::chunk::testing::golden("manifest-v2-snapshots.bin", &manifest.encode(), true, |bytes| {
+        assert_eq!(Manifest::decode(bytes), Ok(manifest.clone()));
+    });
+    assert!(manifest.is_held() && manifest.snapshot("gone").is_none() && manifest.snapshot("empty").is_some());
+    assert_eq!(manifest.held_positions(), [0, 256]);
+    assert_eq!(manifest.held_checkpoints(), [pointer().object]);
+}
+
+#[test]
+fn snapshots_that_contradict_each_other_are_not_stored() {
+    let twice = vec![snapshots()[0].clone(), Snapshot { id: [7; 16], ..snapshots()[0].clone() }];
+    assert!(Manifest { snapshots: twice, ..manifest() }.problem().is_some());
+    let without = vec![Snapshot { checkpoint: None, ..snapshots()[1].clone() }];
+    assert!(Manifest { snapshots: without, ..manifest() }.problem().is_some());
+    let back = |epoch, from_seq| Restored { to_seq: 1, to_epoch: 1, from_seq, epoch };
+    assert!(Manifest { restores: vec![back(2, 9), back(2, 10)], ..manifest() }.problem().is_some());
+    assert!(Manifest { restores: vec![back(2, 9), back(3, 8)], ..manifest() }.problem().is_some());
+    assert!(Manifest { restores: vec![back(2, 9), back(3, 9)], ..manifest() }.problem().is_none());
 }
 
 #[test]
@@ -157,6 +226,9 @@ proptest! {
             }).collect(),
             encryption: None,
             checkpoint: checkpoint.then(|| CheckpointPointer { lsn: created_ms, ..pointer() }),
+            snapshots: Vec::new(),
+            origin: None,
+            restores: Vec::new(),
             seal: Seal::None,
         };
         prop_assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));

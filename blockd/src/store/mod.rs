@@ -35,6 +35,8 @@ use bytes::Bytes;
 
 /// Entries in one page of a listing, at most.
 pub const LIST_MAX: usize = 1000;
+/// Keys in one deletion, at most.
+pub const DELETE_MAX: usize = 1000;
 
 /// What a store calls one state of an object: an ETag, or an equivalent. Opaque; send it back as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,4 +152,24 @@ pub trait ObjectStore: fmt::Debug + Send + Sync {
     async fn delete(&self, keys: &[String]) -> Result<()>;
     /// One line for logs and status, for instance `dir:/srv/bucket` or `s3://bucket/prefix`.
     fn describe(&self) -> String;
+}
+
+/// Deletes any number of objects.
+pub async fn delete_all(store: &dyn ObjectStore, keys: &[String]) -> Result<()> {
+    for batch in keys.chunks(DELETE_MAX) {
+        store.delete(batch).await?;
+    }
+    Ok(())
+}
+
+/// Every object whose key starts with `prefix`, in key order.
+pub async fn list_all(store: &dyn ObjectStore, prefix: &str) -> Result<Vec<ListEntry>> {
+    let mut found: Vec<ListEntry> = Vec::new();
+    loop {
+        let page = store.list(prefix, found.last().map(|entry| entry.key.as_str())).await?;
+        if page.is_empty() {
+            return Ok(found);
+        }
+        found.extend(page);
+    }
 }

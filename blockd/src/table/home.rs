@@ -81,6 +81,26 @@ impl TableHome {
         }
     }
 
+    /// Links the lasting files of the table in `donor` to where files of a copy are gathered: those of them that belong to
+    /// it need not be fetched.
+    pub fn borrow_files(&self, donor: &TableHome) -> io::Result<()> {
+        let (TableHome::Dir { dir, .. }, TableHome::Dir { dir: donor, .. }) = (self, donor) else { return Ok(()) };
+        let stage = dir.join(STAGE);
+        fs::create_dir_all(&stage)?;
+        for entry in fs::read_dir(donor.join(TABLE))? {
+            let name = entry?.file_name();
+            if !name.to_str().is_some_and(|name| name.ends_with(".sst")) {
+                continue;
+            }
+            match fs::hard_link(donor.join(TABLE).join(&name), stage.join(&name)) {
+                // It was there, or has just been compacted away.
+                Err(e) if !matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Begins to gather the files of a copy. What an earlier attempt gathered is still there.
     pub fn stage(&self) -> io::Result<Stage> {
         match self {

@@ -50,6 +50,12 @@ pub struct FrozenTable {
     pub files: Box<dyn FrozenFiles>,
 }
 
+impl std::fmt::Debug for FrozenTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FrozenTable({:?})", self.position)
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct DirectoryWeight;
 

@@ -125,6 +125,7 @@ impl Volume {
         c.rule.bytes += stored_bytes;
         c.newer.0 += 1;
         c.newer.1 += stored_bytes;
+        self.snapshots.table_changed(stored_bytes);
     }
 
     /// When the next checkpoint is due, and whether it is forced by then.
@@ -189,25 +190,13 @@ impl Volume {
     }
 
     pub(super) fn checkpoint_made(&mut self, result: Result<Made, CheckpointError>) {
-        let (now, grace) = (self.now_us, self.tuning.checkpoint_grace_us);
+        let now = self.now_us;
         let c = &mut self.checkpoints;
         c.running = false;
         match result {
-            Ok(Made::Durable { pointer, sent_bytes, garbage }) => {
-                let position = Applied { seq: pointer.seq, lsn: pointer.lsn };
-                c.durable = Some(DurableCheckpoint { position, relocated: pointer.relocated, at_us: now });
-                let (changes, bytes) = c.newer;
-                c.rule = CheckpointRule { changes, bytes, cost: 0, waiting: 0 };
-                c.since_us = (changes > 0).then_some(now);
-                (c.pause_us, c.retry_us) = (0, 0);
-                if !garbage.is_empty() {
-                    c.garbage.push_back((now + grace, garbage));
-                }
-                self.stats.checkpoints += 1;
-                self.stats.checkpoint_sent_bytes += sent_bytes;
-                self.stats.checkpoint_made_ms = pointer.made_ms;
-                tracing::debug!(volume = %self.name, seq = pointer.seq, sent_bytes, "checkpoint durable");
-                self.checkpoint_durable(Position::from(&pointer));
+            Ok(Made::Durable { pointer, sent_bytes, garbage, .. }) => {
+                let newer = c.newer;
+                self.checkpoint_named(pointer, newer, sent_bytes, garbage);
             }
             Ok(Made::TooDear { bytes }) => c.rule.cost = bytes,
             Err(CheckpointError::Manifest(error @ ManifestError::NotOwner(_))) => {
@@ -221,6 +210,36 @@ impl Volume {
                 c.pause_us = (2 * c.pause_us).clamp(RETRY_MIN_US, RETRY_MAX_US);
                 c.retry_us = now + c.pause_us;
             }
+        }
+    }
+
+    /// The durable manifest names this checkpoint; since its position the table has changed by `newer`, changes and bytes.
+    pub(super) fn checkpoint_named(
+        &mut self,
+        pointer: CheckpointPointer,
+        (changes, bytes): (u64, u64),
+        sent_bytes: u64,
+        garbage: Vec<String>,
+    ) {
+        let now = self.now_us;
+        let c = &mut self.checkpoints;
+        let position = Applied { seq: pointer.seq, lsn: pointer.lsn };
+        c.durable = Some(DurableCheckpoint { position, relocated: pointer.relocated, at_us: now });
+        c.rule = CheckpointRule { changes, bytes, cost: 0, waiting: 0 };
+        c.since_us = (changes > 0).then_some(now);
+        (c.pause_us, c.retry_us) = (0, 0);
+        self.stats.checkpoints += 1;
+        self.stats.checkpoint_sent_bytes += sent_bytes;
+        self.stats.checkpoint_made_ms = pointer.made_ms;
+        tracing::debug!(volume = %self.name, seq = pointer.seq, sent_bytes, "checkpoint durable");
+        self.collect_later(garbage);
+        self.checkpoint_durable(Position::from(&pointer));
+    }
+
+    /// Has objects of checkpoints deleted after the grace time, unless the manifest still reaches them then.
+    pub(super) fn collect_later(&mut self, garbage: Vec<String>) {
+        if !garbage.is_empty() {
+            self.checkpoints.garbage.push_back((self.now_us + self.tuning.checkpoint_grace_us, garbage));
         }
     }
 

@@ -150,6 +150,7 @@ impl Volume {
             && self.flushes.front().is_some()
             && self.flushes.back().is_some_and(|(lsn, _)| *lsn >= self.destage.cut_lsn);
         flushed
+            || self.snapshot_waits_for().is_some()
             || self.gate.releasing
             || self.destage.uncut_bytes >= self.cut_bytes()
             || self.now_us >= oldest + self.tuning.destage_age_us
@@ -172,7 +173,13 @@ impl Volume {
         let mut frames = Vec::new();
         let mut last_lsn = self.destage.cut_lsn - 1;
         self.destage.cut_frame = self.first_uncut_frame();
-        while self.destage.cut_frame <= self.log.written_frame() && bytes < limit && records < CHUNK_RECORDS_MAX {
+        // A snapshot is the state at the end of a chunk.
+        let stop = self.snapshot_waits_for().unwrap_or(Lsn::MAX);
+        while self.destage.cut_frame <= self.log.written_frame()
+            && bytes < limit
+            && records < CHUNK_RECORDS_MAX
+            && last_lsn < stop
+        {
             let frame = self.log.frame(self.destage.cut_frame);
             if !frame.records.is_empty() {
                 oldest_us = oldest_us.min(frame.time_us);
@@ -203,6 +210,17 @@ impl Volume {
             frames,
         };
         self.spawn(self.backend.clone().store_chunk(input));
+        self.snapshot_cut();
+    }
+
+    /// The last chunk that was cut, and the last LSN in it.
+    pub(super) fn last_cut(&self) -> (u64, Lsn) {
+        (self.destage.next_seq - 1, self.destage.cut_lsn - 1)
+    }
+
+    /// Whether the table knows all chunks up to `seq`.
+    pub(super) fn is_applied(&self, seq: u64) -> bool {
+        self.destage.chunks.front().is_none_or(|chunk| chunk.seq > seq)
     }
 
     pub(super) fn chunk_stored(&mut self, seq: u64, result: Result<StoredChunk, Stopped>) {
@@ -231,11 +249,14 @@ impl Volume {
         self.apply_next();
     }
 
-    fn apply_next(&mut self) {
+    pub(super) fn apply_next(&mut self) {
         if self.destage.applying {
             return;
         }
-        if let Some(index) = self.destage.chunks.front().and_then(|c| c.stored.clone()) {
+        // A snapshot is taken of the table as it is after its last chunk.
+        let last = self.snapshot_keeps_at().unwrap_or(u64::MAX);
+        let next = self.destage.chunks.front().filter(|chunk| chunk.seq <= last);
+        if let Some(index) = next.and_then(|chunk| chunk.stored.clone()) {
             self.destage.applying = true;
             self.spawn(self.backend.clone().apply(index));
         }
@@ -253,6 +274,7 @@ impl Volume {
             self.table_changed(index.object_len());
             self.destage.purges.push_back(Purge { index, next: 0 });
         }
+        self.snapshot_applied();
         self.apply_next();
     }
 

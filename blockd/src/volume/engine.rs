@@ -135,6 +135,7 @@ pub struct Volume {
     pub(super) stats: VolumeStats,
     pub(super) rate: Rate,
     pub(super) checkpoints: Checkpoints,
+    pub(super) snapshots: super::snapshot::Snapshots,
 }
 
 /// How far an orderly shutdown has come.
@@ -284,6 +285,7 @@ impl Volume {
         self.seal_open();
         self.answer_acks();
         self.sync_for_flushes();
+        self.snapshot_some();
         self.cut_chunks();
         self.purge_some();
         self.log.spill(self.tuning.dirty_memory_bytes);
@@ -313,6 +315,9 @@ impl Volume {
             earlier(at);
         }
         if let Some(at) = self.reclaim_deadline() {
+            earlier(at);
+        }
+        if let Some(at) = self.snapshot_deadline() {
             earlier(at);
         }
         if let Some((_, at)) = &self.no_segment
@@ -458,6 +463,9 @@ impl Volume {
             Done::Collected { keys, result } => self.garbage_collected(keys, result),
             Done::Compacted { started_us, quiet, result } => self.compacted(started_us, quiet, result),
             Done::Deleted(result) => self.deleted(result),
+            // Of other devices.
+            Done::Answer(_) => {}
+            Done::Snapshot(done) => self.snapshot_done(done),
             Done::Persisted => {
                 if let State::Draining { persisting, .. } = &mut self.state {
                     *persisting = false;
@@ -480,6 +488,7 @@ impl Volume {
         }
         self.state = State::Draining { horizon_written: false, persisting: false };
         self.backend.closing.set();
+        self.refuse_snapshots();
         self.fail_held(IoError::Shutdown);
         let waiting: Vec<Append> = self.waiting.drain(..).collect();
         for append in waiting {
@@ -572,6 +581,7 @@ impl Volume {
             log_dead: self.log.dead().map(|r| r.to_string()),
             fenced: self.failed.as_ref().map(|r| r.to_string()),
             suspended: self.gate.is_shut(),
+            snapshots: self.snapshots.count(),
             checkpoint_seq: self.checkpointed().map_or(0, |c| c.position.seq),
             checkpoint_lsn: self.checkpointed().map_or(0, |c| c.position.lsn),
             ..self.stats.clone()
@@ -583,13 +593,13 @@ impl Volume {
 pub(super) type Trouble = Arc<Mutex<Option<String>>>;
 
 /// Blocks a byte range touches: first block and count.
-pub(super) fn blocks_of(offset: u64, len: u64) -> (u64, u64) {
+pub(crate) fn blocks_of(offset: u64, len: u64) -> (u64, u64) {
     let first = offset / BLOCK_SIZE;
     (first, (offset + len).div_ceil(BLOCK_SIZE) - first)
 }
 
 /// Position of a byte offset within its block.
-pub(super) fn within_block(offset: u64) -> usize {
+pub(crate) fn within_block(offset: u64) -> usize {
     (offset % BLOCK_SIZE) as usize
 }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::api::{Allocation, ExtentStatus, Token};
+use super::api::{Allocation, Completion, ExtentStatus, Token};
 use super::compact::{Deleted, Failure, Round};
 use super::dirty::{DirtyMap, Source};
+use super::snapshot::SnapshotDone;
 use crate::buf::Slice;
 use crate::checkpoint::{CheckpointError, Made};
 use crate::chunk::{BlockReader, Chunk, ChunkDraft, ChunkIndex, ChunkName, Codec, Piece, ReadError};
@@ -31,6 +32,21 @@ const FETCH_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct JobDone(pub(super) Done);
 
+impl JobDone {
+    /// A job that answers a request by itself.
+    pub(crate) fn answer(completion: Completion) -> Self {
+        Self(Done::Answer(completion))
+    }
+
+    /// The answer of such a job.
+    pub(crate) fn into_answer(self) -> Option<Completion> {
+        match self.0 {
+            Done::Answer(completion) => Some(completion),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Done {
     Stored { seq: u64, result: Result<StoredChunk, Stopped> },
@@ -44,6 +60,9 @@ pub(super) enum Done {
     Collected { keys: Vec<String>, result: Result<usize, CheckpointError> },
     Compacted { started_us: u64, quiet: bool, result: Result<Round, Failure> },
     Deleted(Result<Deleted, String>),
+    Snapshot(SnapshotDone),
+    /// Of a device that is no volume.
+    Answer(Completion),
 }
 
 /// Why a chunk will not be stored by this process.
@@ -145,6 +164,9 @@ impl Blocking {
 /// What jobs of a volume share.
 #[derive(Clone)]
 pub(super) struct Backend {
+    /// Name of the volume, and epoch of this owner.
+    pub name: Arc<str>,
+    pub epoch: u64,
     pub store: Arc<dyn ObjectStore>,
     pub table: Arc<Table>,
     pub keeper: super::checkpoint::SharedKeeper,
@@ -454,6 +476,11 @@ pub(super) struct Pause {
 }
 
 impl Pause {
+    /// Whether there was one.
+    pub fn was_needed(&self) -> bool {
+        self.attempts > 0
+    }
+
     pub fn next(&mut self, jitter: &Jitter) -> Duration {
         let ceiling = (Duration::from_millis(50) * 2u32.pow(self.attempts.min(8))).min(RETRY_MAX);
         self.attempts += 1;

@@ -17,6 +17,8 @@ mod catch_up;
 #[cfg(feature = "engine")]
 mod checkpoint;
 #[cfg(feature = "engine")]
+mod clone;
+#[cfg(feature = "engine")]
 mod compact;
 #[cfg(feature = "engine")]
 mod destage;
@@ -31,6 +33,8 @@ mod flush;
 #[cfg(feature = "engine")]
 mod gate;
 #[cfg(feature = "engine")]
+mod holds;
+#[cfg(feature = "engine")]
 mod job;
 #[cfg(feature = "engine")]
 mod open;
@@ -41,6 +45,8 @@ mod pace;
 #[cfg(feature = "engine")]
 mod read;
 #[cfg(feature = "engine")]
+mod snapshot;
+#[cfg(feature = "engine")]
 mod stats;
 #[cfg(feature = "engine")]
 mod stranded;
@@ -48,18 +54,24 @@ mod stranded;
 mod write;
 
 #[cfg(feature = "engine")]
-pub use admin::{delete, resize};
+pub use admin::{Deleted, delete, resize};
 pub use api::*;
 #[cfg(feature = "engine")]
 pub use catch_up::{Holes, Progress, TableFrom};
 #[cfg(feature = "engine")]
 pub use checkpoint::{CheckpointRule, DurableCheckpoint};
 #[cfg(feature = "engine")]
+pub use clone::{CloneBegun, CloneOrder, begin_clone, finish_clone, give_up_clone};
+#[cfg(feature = "engine")]
 pub use compact::CompactionTuning;
 #[cfg(feature = "engine")]
 pub(crate) use destage::OBJECT_PUTS_MAX;
 #[cfg(feature = "engine")]
+pub(crate) use engine::{blocks_of, within_block};
+#[cfg(feature = "engine")]
 pub use engine::{Tuning, Volume, WallClock};
+#[cfg(feature = "engine")]
+pub use holds::{Released, release, release_stale};
 #[cfg(feature = "engine")]
 pub use job::{Blocking, Jitter, JobDone};
 #[cfg(feature = "engine")]
@@ -68,6 +80,8 @@ pub use open::{OpenError, OpenOptions, OpenReport, Parts};
 pub use own::{BucketState, wall_ms};
 #[cfg(feature = "engine")]
 pub(crate) use own::{Claimant, claim};
+#[cfg(feature = "engine")]
+pub use snapshot::{SnapshotError, SnapshotOrder, SnapshotReply};
 #[cfg(feature = "engine")]
 pub use stats::VolumeStats;
 #[cfg(feature = "engine")]

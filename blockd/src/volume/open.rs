@@ -380,7 +380,6 @@ impl Volume {
             durability: manifest.durability,
             codec: manifest.codec,
             chunk_bytes: u64::from(manifest.chunk_bytes),
-            name: manifest.name,
             epoch,
             first_seq: state.seq + 1,
             compact,
@@ -391,6 +390,8 @@ impl Volume {
             dirty,
             cache: BlockCache::new(parts.tuning.block_cache_bytes),
             backend: Backend {
+                name: manifest.name.as_str().into(),
+                epoch,
                 store: parts.store,
                 table,
                 keeper: Arc::new(tokio::sync::Mutex::new(keeper)),
@@ -403,6 +404,7 @@ impl Volume {
                 jitter: parts.jitter,
                 keys: parts.keys,
             },
+            name: manifest.name,
             effects: Default::default(),
             log_ios: Vec::new(),
             acks: Default::default(),
@@ -427,7 +429,9 @@ impl Volume {
             stats: VolumeStats::default(),
             rate: Default::default(),
             checkpoints: Default::default(),
+            snapshots: super::snapshot::Snapshots::new(manifest.snapshots),
         };
+        volume.compact.hold(volume.snapshots.positions());
         volume.frames_written();
         Ok(volume)
     }

@@ -49,6 +49,9 @@ pub struct VolumeStats {
     pub chunk_raw_bytes: u64,
     /// Bytes of stored chunks.
     pub chunk_stored_bytes: u64,
+    /// Snapshots, those included that only clones still need.
+    #[serde(default)]
+    pub snapshots: u64,
     /// Newest chunk in the bucket's checkpoint of the translation table; 0 without one.
     pub checkpoint_seq: u64,
     /// Newest LSN in it.

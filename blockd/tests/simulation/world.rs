@@ -179,6 +179,9 @@ impl World {
             epochs: Vec::new(),
             encryption: None,
             checkpoint: None,
+            snapshots: Vec::new(),
+            origin: None,
+            restores: Vec::new(),
             seal: Seal::None,
         };
         let keys = rng.random_bool(0.3).then(|| Keys::new(&rng.random()));

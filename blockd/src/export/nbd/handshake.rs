@@ -142,7 +142,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Negotiation<'_, S> {
 
     async fn export_name(&mut self, data: &[u8]) -> Result<Next, HandshakeError> {
         let name = String::from_utf8_lossy(data).into_owned();
-        let Some(export) = self.find(&name) else {
+        let Some(export) = find(self.exports, &name).await else {
             // The protocol has no way to say this but to hang up.
             return Err(HandshakeError::UnknownExport(name));
         };
@@ -174,7 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Negotiation<'_, S> {
                 return Ok(Next::Option);
             }
         };
-        let Some(export) = self.find(&query.name) else {
+        let Some(export) = find(self.exports, &query.name).await else {
             self.refuse_unknown(number, &query.name).await?;
             return Ok(Next::Option);
         };
@@ -219,7 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Negotiation<'_, S> {
                 return self.refuse(number, option_reply::ERR_INVALID, &error.to_string()).await;
             }
         };
-        let Some(export) = self.find(&query.export) else {
+        let Some(export) = find(self.exports, &query.export).await else {
             return self.refuse_unknown(number, &query.export).await;
         };
         let wanted = if set {
@@ -237,14 +237,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Negotiation<'_, S> {
             self.context_of = Some(export.name);
         }
         self.send(&out).await
-    }
-
-    /// The export of a name; the empty name means the only one.
-    fn find(&self, name: &str) -> Option<Export> {
-        self.exports.find(name).or_else(|| match &self.exports.list()[..] {
-            [only] if name.is_empty() => self.exports.find(only),
-            _ => None,
-        })
     }
 
     fn flags(&self, export: &Export) -> u16 {
@@ -319,6 +311,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Negotiation<'_, S> {
         }
         Ok(())
     }
+}
+
+/// The export of a name; the empty name means the only one.
+async fn find(exports: &dyn Exports, name: &str) -> Option<Export> {
+    exports.prepare(name).await;
+    exports.find(name).or_else(|| match &exports.list()[..] {
+        [only] if name.is_empty() => exports.find(only),
+        _ => None,
+    })
 }
 
 fn put_reply(out: &mut Vec<u8>, number: u32, kind: u32, data: &[u8]) {

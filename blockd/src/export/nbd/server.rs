@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,10 @@ pub struct Export {
 pub trait Exports: Send + Sync {
     /// All names.
     fn list(&self) -> Vec<String>;
+    /// Gets ready for [`Exports::find`] what is not served all the time.
+    fn prepare<'a>(&'a self, _name: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(async {})
+    }
     /// The export of a name. The server itself takes an empty name for the only export.
     fn find(&self, name: &str) -> Option<Export>;
     /// Why a name that is known has no export at the moment.

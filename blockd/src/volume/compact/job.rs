@@ -251,9 +251,15 @@ impl Backend {
         Ok(self.blocking.run_behind(carry).await?)
     }
 
-    /// Deletes a batch of chunks that were dead at `upto` and that no snapshot at `held` needs.
-    pub async fn delete_dead(self, upto: Position, held: Vec<u64>) -> Result<Deleted, String> {
+    /// Deletes a batch of chunks that were dead at `upto` and that no snapshot needs, neither those at `held` nor those that
+    /// the manifest names, for the owner of `epoch`.
+    pub async fn delete_dead(self, epoch: u64, upto: Position, mut held: Vec<u64>) -> Result<Deleted, String> {
         let table = self.table.clone();
+        let manifest = self.manifest().await.map_err(|e| e.to_string())?;
+        if manifest.settled().is_none_or(|last| last.epoch != epoch) {
+            return Err("another host has the volume now".to_owned());
+        }
+        held.extend(manifest.held_positions());
         let look = move || table.doomed(upto, &held, DELETE_BATCH).map_err(|e| e.to_string());
         let doomed = self.blocking.run_behind(look).await?;
         let mut done = Deleted { more: doomed.len() == DELETE_BATCH, ..Deleted::default() };

@@ -80,6 +80,11 @@ impl Compact {
         })
     }
 
+    /// The positions of snapshots, as found by opening.
+    pub fn hold(&mut self, held: Vec<u64>) {
+        self.held = held;
+    }
+
     pub fn is_running(&self) -> bool {
         self.compacting
     }
@@ -275,7 +280,7 @@ impl Volume {
         self.spawn(async move {
             let result = match unswept {
                 Some(unswept) => backend.sweep(volume, epoch, unswept).await,
-                None => backend.delete_dead(upto, held).await,
+                None => backend.delete_dead(epoch, upto, held).await,
             };
             Done::Deleted(result)
         });

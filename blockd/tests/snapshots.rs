@@ -1,0 +1,230 @@
+//! Snapshots of real daemons on a bucket they share: views, clones, restores, and deletion in any order.
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::daemon::Daemon;
+use common::shadow::Shadow;
+
+const MIB: usize = 1 << 20;
+
+/// A directory store that several daemons share.
+struct Shared {
+    dir: tempfile::TempDir,
+    url: String,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("dir:{}", dir.path().join("bucket").display());
+        Self { dir, url }
+    }
+
+    fn serve(&self, host: &str, more: &[&str]) -> Daemon {
+        let args = [&["--store", &self.url, "--destage-age", "200ms", "--delete-grace", "1s"], more].concat();
+        Daemon::start(&self.dir.path().join(host), &args)
+    }
+
+    fn create(&self, daemon: &Daemon, more: &[&str]) {
+        let args = ["volume", "create", "disk", "--size", "8MiB", "--chunk-size", "1MiB"];
+        daemon.json(&[&args, more].concat());
+    }
+
+    /// Objects whose keys begin so.
+    fn objects(&self, prefix: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut dirs = vec![self.dir.path().join("bucket").join(prefix)];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().map(Result::unwrap) {
+                match entry.file_type().unwrap().is_dir() {
+                    true => dirs.push(entry.path()),
+                    false => found.push(entry.path()),
+                }
+            }
+        }
+        found
+    }
+}
+
+#[test]
+fn snapshots_are_made_listed_and_deleted() {
+    let shared = Shared::new();
+    let mut daemon = shared.serve("north", &[]);
+    shared.create(&daemon, &[]);
+    let made = daemon.json(&["snapshot", "create", "disk@empty"]);
+    assert_eq!((&made["seq"], &made["lsn"]), (&0.into(), &0.into()));
+    let mut shadow = Shadow::new(8 * MIB, 1);
+    let mut client = daemon.attach("disk");
+    shadow.scribble(&mut client, 40);
+    let made = daemon.json(&["snapshot", "create", "disk@one"]);
+    assert_eq!(made["lsn"], daemon.stats("disk")["accepted_lsn"], "all that was accepted is in it");
+    assert!(daemon.refused(&["snapshot", "create", "disk@one"]).contains("already"));
+    assert!(daemon.refused(&["snapshot", "delete", "disk@two"]).contains("no snapshot"));
+    let listed = daemon.json(&["snapshot", "list", "disk"]);
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+    let page = String::from_utf8(daemon.run(&["volume", "show", "disk"]).stdout).unwrap();
+    assert!(page.contains("snapshot    one, 8 MiB, made "), "{page}");
+    drop(client);
+    daemon.restart();
+    assert_eq!(daemon.json(&["snapshot", "list"]).as_array().unwrap().len(), 2);
+    for name in ["disk@one", "disk@empty"] {
+        daemon.json(&["snapshot", "delete", name]);
+    }
+    assert_eq!(daemon.json(&["snapshot", "list"]).as_array().unwrap().len(), 0);
+    shadow.check_all(&mut daemon.attach("disk"));
+    daemon.json(&["volume", "delete", "disk", "--yes"]);
+    for prefix in ["chunks", "checkpoints", "volumes"] {
+        assert_eq!(shared.objects(prefix), Vec::<PathBuf>::new());
+    }
+}
+
+/// All of an export.
+fn contents(daemon: &Daemon, export: &str) -> Vec<u8> {
+    let mut client = daemon.attach(export);
+    let mut found = vec![0; 8 * MIB];
+    for (at, part) in (0..).step_by(MIB).zip(found.chunks_mut(MIB)) {
+        client.read(at, part).unwrap();
+    }
+    found
+}
+
+#[test]
+fn a_snapshot_is_read_on_any_host_and_never_changes() {
+    let shared = Shared::new();
+    let daemon = shared.serve("north", &[]);
+    shared.create(&daemon, &[]);
+    let mut shadow = Shadow::new(8 * MIB, 2);
+    let mut client = daemon.attach("disk");
+    let mut kept = Vec::new();
+    for n in 0..3 {
+        shadow.scribble(&mut client, 30);
+        daemon.json(&["snapshot", "create", &format!("disk@s{n}")]);
+        kept.push(shadow.bytes().to_vec());
+    }
+    shadow.scribble(&mut client, 100);
+    daemon.wait_drained("disk");
+    let south = shared.serve("south", &[]);
+    for (n, kept) in kept.iter().enumerate() {
+        for host in [&daemon, &south] {
+            assert!(contents(host, &format!("disk@s{n}")) == *kept, "snapshot {n} differs");
+        }
+    }
+    let mut view = south.attach("disk@s1");
+    assert!(view.write(0, &[1; 4096]).is_err() && view.trim(0, 4096).is_err(), "it is read-only");
+    let mut block = vec![0; 4096];
+    view.read(0, &mut block).unwrap();
+    assert_eq!(block, kept[1][..4096]);
+    let mut odd = vec![0; 5000];
+    view.read(4000, &mut odd).unwrap();
+    assert_eq!(odd, kept[1][4000..9000]);
+
+    let mut own = daemon.attach("disk@s2");
+    own.read(0, &mut block).unwrap();
+    assert!(daemon.refused(&["snapshot", "delete", "disk@s2"]).contains("1 client connection"));
+    drop(own);
+    shadow.check_all(&mut client);
+}
+
+/// Numbers blocks one after the other until it is told to stop; whatever is seen must be a prefix of that.
+#[test]
+fn a_snapshot_under_a_writer_is_one_prefix() {
+    const BLOCKS: u64 = 256;
+    let shared = Shared::new();
+    let daemon = shared.serve("north", &[]);
+    shared.create(&daemon, &[]);
+    let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let writer = {
+        let (stop, written, mut client) = (stop.clone(), written.clone(), daemon.attach("disk"));
+        std::thread::spawn(move || {
+            for n in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let block: Vec<u8> = u64::to_le_bytes(n).into_iter().cycle().take(4096).collect();
+                client.write(n % BLOCKS * 4096, &block).unwrap();
+                written.store(n, Ordering::SeqCst);
+            }
+        })
+    };
+    let mut least = Vec::new();
+    for n in 0..5 {
+        std::thread::sleep(std::time::Duration::from_millis(150));
+        let before = written.load(Ordering::SeqCst);
+        daemon.json(&["snapshot", "create", &format!("disk@s{n}")]);
+        least.push((before, written.load(Ordering::SeqCst)));
+    }
+    stop.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
+    for (n, (before, after)) in least.into_iter().enumerate() {
+        let found = contents(&daemon, &format!("disk@s{n}"));
+        let number = |block: &[u8]| u64::from_le_bytes(block[..8].try_into().unwrap());
+        let numbers: Vec<u64> = found.chunks(4096).take(BLOCKS as usize).map(number).collect();
+        let last = *numbers.iter().max().unwrap();
+        assert!((before..=after + 1).contains(&last), "snapshot {n} ends at {last}, not in {before}..={after}");
+        for (block, &number) in (0..).zip(&numbers) {
+            let expected = (0..=last).rev().take(BLOCKS as usize).find(|n| n % BLOCKS == block).unwrap_or(0);
+            assert_eq!(number, expected, "block {block} of snapshot {n}, which ends at {last}");
+        }
+    }
+}
+
+#[test]
+fn clones_share_and_go_in_any_order() {
+    for order in [["disk", "one", "two"], ["two", "one", "disk"], ["one", "disk", "two"], ["disk", "two", "one"]] {
+        let shared = Shared::new();
+        let (north, south) = (shared.serve("north", &[]), shared.serve("south", &[]));
+        shared.create(&north, &[]);
+        let mut shadow = Shadow::new(8 * MIB, 3);
+        let mut client = north.attach("disk");
+        shadow.scribble(&mut client, 40);
+        north.json(&["snapshot", "create", "disk@gold"]);
+        let gold = shadow.bytes().to_vec();
+        shadow.scribble(&mut client, 40);
+        drop(client);
+
+        // On another host, which does not own the origin.
+        let made = south.json(&["volume", "clone", "disk@gold", "one"]);
+        assert_eq!(made["state"], "open");
+        assert!(contents(&south, "one") == gold);
+        assert!(south.refused(&["volume", "clone", "disk@gold", "one"]).contains("exists already"));
+        assert!(south.refused(&["volume", "clone", "disk@none", "three"]).contains("no snapshot"));
+        let mut client = south.attach("one");
+        let mut changed = gold.clone();
+        for (n, at) in [0, 5 * MIB, 7 * MIB].into_iter().enumerate() {
+            client.write(at as u64, &[n as u8 + 1; 4096]).unwrap();
+            changed[at..at + 4096].fill(n as u8 + 1);
+        }
+        drop(client);
+        south.wait_drained("one");
+        let stats = south.stats("one");
+        assert!(stats["stored_bytes"].as_u64().unwrap() < 64 << 10, "{stats}");
+        assert!(stats["foreign_bytes"].as_u64().unwrap() > 1 << 20, "{stats}");
+        // A clone of the clone as it is now, by a hidden snapshot.
+        south.json(&["volume", "clone", "one", "two"]);
+        assert!(contents(&south, "two") == changed);
+        assert_eq!(south.json(&["snapshot", "list", "one"])[0]["hidden"], true);
+        shadow.check_all(&mut north.attach("disk"));
+
+        let host = |name| if name == "disk" { &north } else { &south };
+        for (n, gone) in order.iter().enumerate() {
+            if *gone == "disk" && n < 2 {
+                north.json(&["snapshot", "delete", "disk@gold"]);
+            }
+            host(gone).json(&["volume", "delete", gone, "--yes"]);
+            for left in &order[n + 1..] {
+                let expected = match *left {
+                    "disk" => shadow.bytes(),
+                    _ => &changed,
+                };
+                assert!(contents(host(left), left) == expected, "{left} after {gone} is gone");
+            }
+        }
+        for prefix in ["chunks", "checkpoints", "volumes", "held"] {
+            assert_eq!(shared.objects(prefix), Vec::<PathBuf>::new(), "after {order:?}");
+        }
+    }
+}
