@@ -431,10 +431,32 @@ pub struct Status {
     pub daemon: DaemonInfo,
     /// Every volume the daemon knows, by name.
     pub volumes: Vec<VolumeStatus>,
+    /// Read-only views that follow the owners of their volumes.
+    #[serde(default)]
+    pub followed: Vec<FollowStatus>,
     /// What was asked of the bucket since the daemon started.
     pub store: StoreCounters,
     /// Memory of the process.
     pub memory: MemoryStatus,
+}
+
+/// How far a view is that follows the owner of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FollowStatus {
+    /// Its name, `VOLUME@latest`.
+    pub export: String,
+    /// Newest chunk of what it shows.
+    pub seq: u64,
+    /// Newest LSN of what it shows.
+    pub lsn: u64,
+    /// When the owner cut that chunk, Unix milliseconds by its clock; 0 where nothing says.
+    pub written_ms: u64,
+    /// When it last showed all that the bucket had, Unix milliseconds.
+    pub looked_ms: u64,
+    /// Seconds since then: what the bucket got later is not shown yet.
+    pub lag_seconds: f64,
+    /// Why it does not get on, if so.
+    pub error: Option<String>,
 }
 
 /// Where memory goes, in bytes.

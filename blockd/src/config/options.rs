@@ -139,6 +139,11 @@ pub struct Config {
     #[arg(long, value_name = "TIME", default_value = "1m", help_heading = "Space in the bucket")]
     pub delete_grace: Interval,
 
+    /// How often a view VOLUME@latest looks for what its volume's owner has added to the bucket; a third of delete-grace at
+    /// most
+    #[arg(long, value_name = "TIME", default_value = "2s", help_heading = "Volumes of other hosts")]
+    pub follow_interval: Interval,
+
     /// Memory for writes that are not in the bucket yet, all volumes together; beyond it they are read from the log
     /// [default: a 16th of the memory]
     #[arg(long, value_name = "SIZE", help_heading = "Memory and caches")]
@@ -318,6 +323,12 @@ impl Config {
             return Err(format!(
                 "delete-grace is {}; it must be at least 30s, as long as a read may take",
                 self.delete_grace
+            ));
+        }
+        if self.follow_interval.0.is_zero() || self.follow_interval.0 > self.delete_grace.0 / 3 {
+            return Err(format!(
+                "follow-interval is {}; it must be more than nothing and at most a third of delete-grace ({})",
+                self.follow_interval, self.delete_grace
             ));
         }
         if self.s3_timeout.0.as_secs() == 0 {

@@ -15,7 +15,11 @@ use crate::volume::{self, CloneOrder, OpenError};
 impl Daemon {
     /// Makes a volume of a snapshot of another and serves it. The other may be any host's; without a snapshot, one is made,
     /// for which it must be open here.
-    pub async fn clone_volume(self: &Arc<Self>, source: &str, request: CloneVolume) -> Result<VolumeStatus, VolumeError> {
+    pub async fn clone_volume(
+        self: &Arc<Self>,
+        source: &str,
+        request: CloneVolume,
+    ) -> Result<VolumeStatus, VolumeError> {
         self.refuse_while_closing()?;
         let name = request.name.clone();
         for name in [&name].into_iter().chain(&request.snapshot) {

@@ -194,6 +194,11 @@ impl DataDir {
         self.views().join(uuid::Uuid::from_bytes(snapshot).simple().to_string())
     }
 
+    /// Where those of a volume whose owner is followed do.
+    pub fn following(&self, volume: VolumeId) -> PathBuf {
+        self.views().join(format!("latest-{volume}"))
+    }
+
     /// Where the read cache lives.
     pub fn cache(&self) -> PathBuf {
         self.path.join("cache")

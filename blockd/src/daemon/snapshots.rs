@@ -63,6 +63,11 @@ impl Daemon {
     /// Makes a snapshot of a volume that is open here, or that nobody has.
     pub async fn create_snapshot(self: &Arc<Self>, name: &str, snapshot: &str) -> Result<SnapshotStatus, VolumeError> {
         manifest::check_name(snapshot).map_err(|e| VolumeError::Invalid(e.to_string()))?;
+        if snapshot == super::views::LATEST {
+            return Err(VolumeError::Invalid(format!(
+                "{name}@{snapshot} is what follows the owner; choose another name"
+            )));
+        }
         self.snapshot_for(name, snapshot, None).await
     }
 

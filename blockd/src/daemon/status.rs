@@ -70,7 +70,7 @@ impl Daemon {
             cache_bytes: sum(|stats| stats.cache_memory_bytes),
             cache_limit_bytes: self.config.block_cache_size().0,
         };
-        Status { store: self.store.counters(), memory, volumes, daemon }
+        Status { store: self.store.counters(), memory, volumes, followed: self.followed(), daemon }
     }
 
     async fn describe(&self, daemon: &DaemonInfo, name: &str, entry: Entry) -> VolumeStatus {

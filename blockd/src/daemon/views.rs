@@ -1,17 +1,20 @@
-//! Snapshots as read-only exports `VOLUME@SNAPSHOT`: opened when the first client comes, closed some time after the last
-//! one left.
+//! States of volumes as read-only exports, whichever host has the volume: `VOLUME@SNAPSHOT`, which stands still, and
+//! `VOLUME@latest`, which follows the owner. Opened when the first client comes, closed some time after the last one left.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use super::volumes::{Daemon, Place, VolumeError};
+use crate::admin::api::FollowStatus;
 use crate::explain::explain;
 use crate::export::nbd::server::Export;
 use crate::manifest::{self, Manifest, Snapshot, SnapshotId};
+use crate::reactor::wall_ms;
 use crate::store::ObjectStore;
 use crate::table::TableHome;
-use crate::view::{Sight, SightOptions, View};
+use crate::view::{FollowOptions, Follower, Refreshed, Sight, SightOptions, View};
 use crate::volume::Blocking;
 
 /// Kept open this long without clients.
@@ -34,11 +37,27 @@ pub(super) struct Views {
 #[derive(Clone)]
 struct Shown {
     place: Place,
-    snapshot: SnapshotId,
+    what: What,
     size: u64,
-    made_ms: u64,
     used: Instant,
 }
+
+/// What a view shows.
+#[derive(Clone)]
+enum What {
+    Snapshot { id: SnapshotId, made_ms: u64 },
+    Latest(Arc<Following>),
+}
+
+/// An owner that is followed.
+struct Following {
+    dir: PathBuf,
+    status: Mutex<FollowStatus>,
+    task: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+/// The name of what follows the owner, in place of a snapshot's.
+pub(super) const LATEST: &str = "latest";
 
 /// Volume and snapshot in the name of an export.
 pub(super) fn split(name: &str) -> Option<(&str, &str)> {
@@ -46,14 +65,15 @@ pub(super) fn split(name: &str) -> Option<(&str, &str)> {
 }
 
 impl Daemon {
-    /// The names of all snapshots that may be read, as far as this daemon knows.
+    /// The names of all states that may be read, as far as this daemon knows.
     pub(super) fn view_names(&self) -> Vec<String> {
         let entries = self.entries();
         let names = entries.iter().filter_map(|(name, entry)| Some((name, entry.manifest.as_ref()?)));
         names
             .flat_map(|(name, manifest)| {
                 let seen = manifest.snapshots.iter().filter(|snapshot| !snapshot.hidden);
-                seen.map(move |snapshot| format!("{name}@{}", snapshot.name))
+                let names = seen.map(|snapshot| snapshot.name.as_str());
+                names.chain([LATEST]).map(move |snapshot| format!("{name}@{snapshot}"))
             })
             .collect()
     }
@@ -65,7 +85,10 @@ impl Daemon {
         shown.used = Instant::now();
         Some(Export {
             name: name.to_owned(),
-            description: format!("blockd snapshot, made {}", crate::text::date(shown.made_ms)),
+            description: match &shown.what {
+                What::Snapshot { made_ms, .. } => format!("blockd snapshot, made {}", crate::text::date(*made_ms)),
+                What::Latest(_) => "blockd volume, following its owner".to_owned(),
+            },
             size: shown.size,
             read_only: true,
             reactor: shown.place.reactor.clone(),
@@ -101,6 +124,9 @@ impl Daemon {
 
     async fn open_view(&self, name: &str, volume: &str, snapshot: &str) -> anyhow::Result<()> {
         self.refuse_while_closing()?;
+        if snapshot == LATEST {
+            return self.follow(name, volume).await;
+        }
         // By the bucket: whichever host has the volume, and whatever became of the snapshot since it was opened last.
         let (manifest, snapshot) = match self.snapshot_of(volume, snapshot).await {
             Ok(found) => found,
@@ -111,37 +137,94 @@ impl Daemon {
         };
         let before = self.views.open.read().expect("no code panics while it holds this lock").get(name).cloned();
         match before {
-            Some(shown) if shown.snapshot == snapshot.id => return Ok(()),
+            Some(Shown { what: What::Snapshot { id, .. }, .. }) if id == snapshot.id => return Ok(()),
             Some(_) => self.shut_view(name).await,
             None => {}
         }
         let keys = self.keys.keys_of(&manifest).await?;
-        let memory_bytes = (self.config.table_memory.as_usize() / 8).clamp(TABLE_MEMORY.0, TABLE_MEMORY.1);
+        let memory_bytes = self.view_memory();
         let dir = self.data.view(snapshot.id);
-        let own = self.data.volume(manifest.id);
         let sight = Sight::open(SightOptions {
             store: self.store.clone() as Arc<dyn ObjectStore>,
             volume: manifest.id,
             checkpoint: snapshot.checkpoint,
             home: TableHome::Dir { dir, memory_bytes },
-            donor: own.exists().then_some(TableHome::Dir { dir: own, memory_bytes }),
+            donor: self.own_table(&manifest),
             frame_cache: self.frame_cache(),
             blocking: Blocking::Threads,
             keys,
         })
         .await?;
         let reactor = self.next_reactor();
-        let key = reactor.add_device(Box::new(View::new(sight, snapshot.size))).await?;
+        let key = reactor.add_device(Box::new(View::new(sight, snapshot.size, false))).await?;
         let shown = Shown {
             place: Place { reactor, key },
-            snapshot: snapshot.id,
+            what: What::Snapshot { id: snapshot.id, made_ms: snapshot.made_ms },
             size: snapshot.size,
-            made_ms: snapshot.made_ms,
             used: Instant::now(),
         };
         self.views.open.write().expect("no code panics while it holds this lock").insert(name.to_owned(), shown);
         tracing::info!(export = name, "snapshot opened");
         Ok(())
+    }
+
+    /// Memory for the table of one view, in bytes.
+    fn view_memory(&self) -> usize {
+        (self.config.table_memory.as_usize() / 8).clamp(TABLE_MEMORY.0, TABLE_MEMORY.1)
+    }
+
+    /// The table of a volume that is or was open here: many of its files are those of its checkpoints.
+    fn own_table(&self, manifest: &Manifest) -> Option<TableHome> {
+        let dir = self.data.volume(manifest.id);
+        dir.exists().then(|| TableHome::Dir { dir, memory_bytes: self.view_memory() })
+    }
+
+    /// Opens the view that follows the owner of a volume, unless it is open.
+    async fn follow(&self, name: &str, volume: &str) -> anyhow::Result<()> {
+        if self.views.open.read().expect("no code panics while it holds this lock").contains_key(name) {
+            return Ok(());
+        }
+        let (manifest, _) = self.load(volume).await?;
+        let keys = self.keys.keys_of(&manifest).await?;
+        let (dir, memory_bytes) = (self.data.following(manifest.id), self.view_memory());
+        let _ = tokio::fs::remove_dir_all(&dir).await;
+        let tables = dir.clone();
+        let follower = Follower::open(FollowOptions {
+            store: self.store.clone() as Arc<dyn ObjectStore>,
+            name: volume.to_owned(),
+            home: Box::new(move |number| TableHome::Dir { dir: tables.join(number.to_string()), memory_bytes }),
+            donor: self.own_table(&manifest),
+            frame_cache: self.frame_cache(),
+            blocking: Blocking::Threads,
+            keys,
+        })
+        .await?;
+        let reactor = self.next_reactor();
+        let view = View::new(follower.sight().clone(), follower.size(), true);
+        let place = Place { key: reactor.add_device(Box::new(view)).await?, reactor };
+        let following = Arc::new(Following {
+            dir,
+            status: Mutex::new(FollowStatus { export: name.to_owned(), ..FollowStatus::default() }),
+            task: Mutex::default(),
+        });
+        following.note(&follower, None);
+        let size = follower.size();
+        let task = tokio::spawn(move_on(follower, place.clone(), following.clone(), self.config.follow_interval.0));
+        *following.task.lock().expect("no code panics while it holds this lock") = Some(task);
+        let shown = Shown { place, what: What::Latest(following), size, used: Instant::now() };
+        self.views.open.write().expect("no code panics while it holds this lock").insert(name.to_owned(), shown);
+        tracing::info!(export = name, "following the owner");
+        Ok(())
+    }
+
+    /// Owners that are followed, and how far the views of them are.
+    pub(super) fn followed(&self) -> Vec<FollowStatus> {
+        let open = self.views.open.read().expect("no code panics while it holds this lock");
+        let following = open.values().filter_map(|shown| match &shown.what {
+            What::Latest(following) => Some(following.status()),
+            What::Snapshot { .. } => None,
+        });
+        following.collect()
     }
 
     /// A snapshot by its name, as the bucket has it, in a manifest that was verified.
@@ -162,12 +245,18 @@ impl Daemon {
     async fn shut_view(&self, name: &str) {
         let shown = self.views.open.write().expect("no code panics while it holds this lock").remove(name);
         let Some(shown) = shown else { return };
+        let dir = match &shown.what {
+            What::Snapshot { id, .. } => self.data.view(*id),
+            What::Latest(following) => {
+                following.stop().await;
+                following.dir.clone()
+            }
+        };
         shown.place.reactor.close_device(shown.place.key).await;
-        let dir = self.data.view(shown.snapshot);
         if let Err(error) = tokio::fs::remove_dir_all(&dir).await {
             tracing::debug!("cannot remove {}: {error}", dir.display());
         }
-        tracing::debug!(export = name, "snapshot closed");
+        tracing::debug!(export = name, "view closed");
     }
 
     /// Closes views that are about to lose what they show: of one snapshot, or of all of a volume.
@@ -228,5 +317,88 @@ impl Daemon {
         for name in names {
             self.shut_view(&name).await;
         }
+    }
+}
+
+impl Following {
+    /// Records what a look at the bucket came to.
+    fn note(&self, follower: &Follower, error: Option<String>) {
+        let mut status = self.status.lock().expect("no code panics while it holds this lock");
+        let reached = follower.reached();
+        (status.seq, status.lsn, status.written_ms) = (reached.seq, reached.lsn, reached.written_ms);
+        if error.is_none() {
+            status.looked_ms = wall_ms();
+        }
+        status.error = error;
+    }
+
+    fn status(&self) -> FollowStatus {
+        let mut status = self.status.lock().expect("no code panics while it holds this lock").clone();
+        status.lag_seconds = wall_ms().saturating_sub(status.looked_ms) as f64 / 1e3;
+        status
+    }
+
+    async fn stop(&self) {
+        let task = self.task.lock().expect("no code panics while it holds this lock").take();
+        if let Some(task) = task {
+            task.abort();
+            // Ended, or cut off at a point where it waited.
+            let _ = task.await;
+        }
+    }
+}
+
+/// Looks at the bucket again and again, and shows what it finds.
+async fn move_on(mut follower: Follower, place: Place, following: Arc<Following>, interval: Duration) {
+    // Tables that reads may still go by, and where they live.
+    let mut old: Vec<(u64, Sight)> = Vec::new();
+    let (mut number, mut failures) = (0u64, 0u32);
+    loop {
+        tokio::time::sleep(interval).await;
+        let (before, size) = (follower.sight().clone(), follower.size());
+        let refreshed = follower.refresh().await;
+        match &refreshed {
+            Ok(Refreshed::Replaced) => {
+                old.push((number, before));
+                number = follower.tables() - 1;
+            }
+            Ok(_) | Err(_) => {}
+        }
+        if follower.size() != size || matches!(refreshed, Ok(Refreshed::Replaced)) {
+            let (sight, size) = (follower.sight().clone(), follower.size());
+            let show = move |device: &mut dyn crate::reactor::Device| {
+                if let Some(view) = device.as_any_mut().downcast_mut::<View>() {
+                    view.show(sight, size);
+                }
+            };
+            place.reactor.with_device(place.key, show).await;
+        }
+        match refreshed {
+            Ok(_) => {
+                if failures > 0 {
+                    tracing::info!(view = %following.dir.display(), "following the owner again");
+                }
+                failures = 0;
+                following.note(&follower, None);
+            }
+            Err(error) => {
+                failures += 1;
+                if failures.is_power_of_two() {
+                    tracing::warn!(view = %following.dir.display(), "cannot follow the owner, will retry: {error}");
+                }
+                following.note(&follower, Some(error.to_string()));
+            }
+        }
+        let mut kept = Vec::new();
+        for (number, sight) in old {
+            if sight.is_shared() {
+                kept.push((number, sight));
+                continue;
+            }
+            drop(sight);
+            // What stays goes with the view.
+            let _ = tokio::fs::remove_dir_all(following.dir.join(number.to_string())).await;
+        }
+        old = kept;
     }
 }

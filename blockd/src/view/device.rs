@@ -4,29 +4,73 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::Sight;
+use crate::chunk::ReadError;
 use crate::reactor::Device;
 use crate::volume::{Completion, Effect, IoError, JobDone, Outcome, ReadData, ReadNow, Token, WriteData};
+
+/// How long a read waits for a newer state when a chunk of the one it goes by was deleted.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks for one.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// See the [module](super).
 pub struct View {
     size: u64,
-    sight: Sight,
+    /// Counted, for reads that wait for another one.
+    sight: Arc<Mutex<(u64, Sight)>>,
+    /// Whether there may be another one.
+    moves: bool,
     effects: VecDeque<Effect>,
     jobs: usize,
     closing: bool,
 }
 
 impl View {
-    /// Shows `sight`, the first `size` bytes of it.
-    pub fn new(sight: Sight, size: u64) -> Self {
-        Self { size, sight, effects: VecDeque::new(), jobs: 0, closing: false }
+    /// Shows `sight`, the first `size` bytes of it. One that `moves` may be told to show another ([`View::show`]).
+    pub fn new(sight: Sight, size: u64, moves: bool) -> Self {
+        let sight = Arc::new(Mutex::new((0, sight)));
+        Self { size, sight, moves, effects: VecDeque::new(), jobs: 0, closing: false }
     }
 
-    /// Shows another state from now on. Reads that run are answered from the one they began with.
+    /// Shows another state from now on. Reads that run are answered from the one they began with, as long as they can be.
     pub fn show(&mut self, sight: Sight, size: u64) {
-        (self.sight, self.size) = (sight, size);
+        let mut shown = self.sight.lock().expect("no code panics while it holds this lock");
+        *shown = (shown.0 + 1, sight);
+        self.size = size;
+    }
+
+    fn shown(&self) -> Sight {
+        self.sight.lock().expect("no code panics while it holds this lock").1.clone()
+    }
+
+    /// Reads, by a newer state if the present one is too old to be read.
+    fn reading(
+        &self,
+        offset: u64,
+        len: u32,
+    ) -> impl Future<Output = Result<(Vec<u8>, Vec<(usize, usize)>), String>> + Send + use<> {
+        let (shown, moves) = (self.sight.clone(), self.moves);
+        async move {
+            let deadline = tokio::time::Instant::now() + PATIENCE;
+            loop {
+                let (number, sight) = shown.lock().expect("no code panics while it holds this lock").clone();
+                let error = match sight.read(offset, len).await {
+                    Ok(read) => return Ok(read),
+                    Err(error @ ReadError::Missing { .. }) if moves => error,
+                    Err(error) => return Err(error.to_string()),
+                };
+                while shown.lock().expect("no code panics while it holds this lock").0 == number {
+                    if tokio::time::Instant::now() > deadline {
+                        return Err(error.to_string());
+                    }
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+        }
     }
 
     fn refusal(&self, offset: u64, len: u64) -> Option<IoError> {
@@ -68,9 +112,9 @@ impl Device for View {
         if len == 0 {
             return ReadNow::Ready { holes: Vec::new() };
         }
-        let sight = self.sight.clone();
+        let reading = self.reading(offset, len);
         self.spawn(token, async move {
-            let (bytes, holes) = sight.read(offset, len).await?;
+            let (bytes, holes) = reading.await?;
             Ok(Outcome::Data(ReadData { bytes, holes }))
         });
         ReadNow::Pending
@@ -94,7 +138,7 @@ impl Device for View {
         if len == 0 || max == 0 {
             return self.complete(token, Err(IoError::Invalid("an allocation query of nothing")));
         }
-        let sight = self.sight.clone();
+        let sight = self.shown();
         self.spawn(token, async move {
             let blocking = sight.blocking;
             blocking.run(move || sight.extents(offset, len, max)).await.map(Outcome::Extents)
@@ -104,12 +148,12 @@ impl Device for View {
         if let Some(error) = self.refusal(offset, len) {
             return self.complete(token, Err(error));
         }
-        let sight = self.sight.clone();
         // What is read goes to the frame cache; a client that wants more asks again.
         let len = u32::try_from(len).unwrap_or(u32::MAX).min(4 << 20);
+        let reading = (len > 0).then(|| self.reading(offset, len));
         self.spawn(token, async move {
-            if len > 0 {
-                sight.read(offset, len).await?;
+            if let Some(reading) = reading {
+                reading.await?;
             }
             Ok(Outcome::Done)
         });

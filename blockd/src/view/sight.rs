@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cache::FrameCache;
 use crate::checkpoint::{CheckpointPointer, restore};
-use crate::chunk::BlockReader;
+use crate::chunk::{BlockReader, ReadError};
 use crate::crypt::Keys;
 use crate::store::ObjectStore;
 use crate::table::{Table, TableHome};
@@ -72,14 +72,19 @@ impl Sight {
         &self.table
     }
 
+    /// Whether anybody else still goes by it.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.reader) > 1
+    }
+
     /// `len` bytes from `offset` on, and the ranges of them (offset within, length) that are holes.
     ///
     /// # Errors
-    /// A sentence.
-    pub async fn read(&self, offset: u64, len: u32) -> Result<(Vec<u8>, Vec<(usize, usize)>), String> {
+    /// As [`BlockReader::read`].
+    pub async fn read(&self, offset: u64, len: u32) -> Result<(Vec<u8>, Vec<(usize, usize)>), ReadError> {
         let (lba, blocks) = blocks_of(offset, len.into());
         let mut bytes = vec![0; blocks as usize * crate::types::BLOCK];
-        let holes = self.reader.read(lba, &mut bytes).await.map_err(|e| e.to_string())?;
+        let holes = self.reader.read(lba, &mut bytes).await?;
         let (skip, len) = (within_block(offset), len as usize);
         bytes.truncate(skip + len);
         bytes.drain(..skip);

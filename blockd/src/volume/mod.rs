@@ -67,9 +67,9 @@ pub use compact::CompactionTuning;
 #[cfg(feature = "engine")]
 pub(crate) use destage::OBJECT_PUTS_MAX;
 #[cfg(feature = "engine")]
-pub(crate) use engine::{blocks_of, within_block};
-#[cfg(feature = "engine")]
 pub use engine::{Tuning, Volume, WallClock};
+#[cfg(feature = "engine")]
+pub(crate) use engine::{blocks_of, within_block};
 #[cfg(feature = "engine")]
 pub use holds::{Released, release, release_stale};
 #[cfg(feature = "engine")]

@@ -145,7 +145,7 @@ impl OpenError {
         matches!(self, Self::Manifest { source: ManifestError::NotOwner(_), .. })
     }
 
-    pub(super) fn manifest(name: &str, source: ManifestError) -> Self {
+    pub(crate) fn manifest(name: &str, source: ManifestError) -> Self {
         match source {
             ManifestError::Deleting(name) => Self::Deleting(name),
             source => Self::Manifest { name: name.to_owned(), source },

@@ -955,6 +955,9 @@ impl Fleet {
             epochs: Vec::new(),
             encryption: None,
             checkpoint: None,
+            snapshots: Vec::new(),
+            origin: None,
+            restores: Vec::new(),
             seal: Seal::None,
         };
         let keys = rng.random_bool(0.2).then(|| Keys::new(&rng.random()));

@@ -1,9 +1,9 @@
 //! The status as text.
 
-use super::super::text::{Align, Table, bytes, count, seconds};
+use super::super::text::{Align, Table, bytes, count, date, seconds};
 use super::super::volume::state;
 use super::rates::{Rates, VolumeRates};
-use crate::admin::api::{Status, VolumeStatus};
+use crate::admin::api::{FollowStatus, Status, VolumeStatus};
 use crate::volume::VolumeStats;
 
 /// The whole page.
@@ -23,6 +23,9 @@ pub(super) fn render(status: &Status, rates: &Rates) -> String {
     }
     if status.volumes.iter().any(|volume| volume.stats.as_ref().is_some_and(|stats| stats.stored_bytes > 0)) {
         page = page + "\n" + &space(&status.volumes).to_string();
+    }
+    for view in &status.followed {
+        page += &format!("\n{}\n", followed(view));
     }
     for trouble in status.volumes.iter().flat_map(troubles) {
         page = page + "! " + &trouble + "\n";
@@ -96,6 +99,20 @@ fn space(volumes: &[VolumeStatus]) -> Table {
         ]);
     }
     table
+}
+
+fn followed(view: &FollowStatus) -> String {
+    let made = if view.written_ms == 0 { String::new() } else { format!(" of {}", date(view.written_ms)) };
+    let mut line = format!(
+        "{}: read-only, up to write {}{made}; shows what the bucket had {} ago",
+        view.export,
+        view.lsn,
+        seconds(view.lag_seconds)
+    );
+    if let Some(error) = &view.error {
+        line = line + "\n! " + &view.export + ": cannot follow the owner: " + error;
+    }
+    line
 }
 
 fn figures(stats: &VolumeStats, rates: &VolumeRates) -> [String; 10] {
@@ -240,6 +257,12 @@ mod tests {
             },
             volumes: vec![open, failed],
             store: StoreCounters { puts: 1500, bytes_written: 3 << 30, cost_usd: 0.0075, ..Default::default() },
+            followed: vec![FollowStatus {
+                export: "other@latest".into(),
+                lsn: 77,
+                lag_seconds: 1.5,
+                ..Default::default()
+            }],
             memory: MemoryStatus { resident_bytes: 200 << 20, dirty_limit_bytes: 256 << 20, ..Default::default() },
         };
         let disk = VolumeRates { write_bytes: 5e6, writes: 1234.0, flushes: 10.0, ..Default::default() };
@@ -265,6 +288,8 @@ old         0 B  failed            0       -       -    -         -     -       
 
 VOLUME    LIVE   DEAD  STORED  CHUNKS  RELOCATED  DELETED  WRITE AMP  COMPACTION
 disk    10 GiB  4 GiB  14 GiB     900        0 B      0 B          -  at rest
+
+other@latest: read-only, up to write 77; shows what the bucket had 1.5 s ago
 ! disk: destaging does not get on: store put c/1: Throttled
 ! cannot open volume \"old\": no
 
