@@ -440,6 +440,39 @@ pub struct Status {
     pub memory: MemoryStatus,
 }
 
+/// `GET /v1/volumes/NAME/snapshots/SNAPSHOT/changes?since=SNAPSHOT&start=BYTE`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChangesPage {
+    /// Size of the volume in the newer snapshot, in bytes.
+    pub size: u64,
+    /// What changed, in order.
+    pub ranges: Vec<ChangedRange>,
+    /// Where to go on, if there may be more.
+    pub next: Option<u64>,
+}
+
+/// Bytes that are not, or may not be, what they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedRange {
+    /// First byte, a multiple of 4 KiB.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// They read as zeroes now.
+    pub zero: bool,
+}
+
+/// Which changes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangesQuery {
+    /// The older snapshot.
+    pub since: String,
+    /// From this byte on.
+    #[serde(default)]
+    pub start: u64,
+}
+
 /// How far a view is that follows the owner of a volume.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FollowStatus {

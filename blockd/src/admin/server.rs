@@ -10,8 +10,8 @@ use axum::routing::{delete as delete_of, get, post};
 use axum::{Json, Router};
 
 use super::api::{
-    ChangeKey, CloneVolume, CreateSnapshot, CreateVolume, DeleteVolume, ErrorBody, ExportStranded, Forced,
-    ResizeVolume, SetVolume, UnlockVolume,
+    ChangeKey, ChangesQuery, CloneVolume, CreateSnapshot, CreateVolume, DeleteVolume, ErrorBody, ExportStranded,
+    Forced, ResizeVolume, SetVolume, UnlockVolume,
 };
 use super::metrics;
 use crate::daemon::{Daemon, VolumeError};
@@ -35,6 +35,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/snapshots", get(all_snapshots))
         .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}", delete_of(delete_snapshot))
+        .route("/v1/volumes/{name}/snapshots/{snapshot}/changes", get(changes))
         .route("/v1/volumes/{name}/clone", post(clone_volume))
         .route("/v1/volumes/{name}/rebuild", get(rebuild_progress).post(rebuild))
         .route("/metrics", get(scrape))
@@ -211,6 +212,15 @@ async fn delete(
 
 async fn all_snapshots(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal> {
     Ok(Json(daemon.snapshots(None).await?).into_response())
+}
+
+async fn changes(
+    State(daemon): State<Arc<Daemon>>,
+    Path((name, snapshot)): Path<(String, String)>,
+    query: Result<Query<ChangesQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(query) = query?;
+    Ok(Json(daemon.changes(&name, &query.since, &snapshot, query.start).await?).into_response())
 }
 
 async fn snapshots(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {

@@ -13,8 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::admin::api::{
-    ChangeKey, CloneVolume, CreateSnapshot, CreateVolume, DaemonInfo, ErrorBody, ExportStranded, ExportedStranded,
-    RebuildProgress, ResizeVolume, SetVolume, SnapshotStatus, Status, StrandedStatus, UnlockVolume, VolumeStatus,
+    ChangeKey, ChangesPage, CloneVolume, CreateSnapshot, CreateVolume, DaemonInfo, ErrorBody, ExportStranded,
+    ExportedStranded, RebuildProgress, ResizeVolume, SetVolume, SnapshotStatus, Status, StrandedStatus, UnlockVolume,
+    VolumeStatus,
 };
 
 /// Talks to the daemon on one admin socket. Every call connects anew, so a daemon that restarts does not matter.
@@ -113,6 +114,12 @@ impl Client {
     pub async fn delete(&self, name: &str, force: bool) -> anyhow::Result<()> {
         let path = format!("/v1/volumes/{name}?force={force}");
         self.call::<serde_json::Value>(Method::DELETE, &path, None::<&()>).await.map(drop)
+    }
+
+    /// What changed from one snapshot to another, from the byte `start` on.
+    pub async fn changes(&self, volume: &str, from: &str, to: &str, start: u64) -> anyhow::Result<ChangesPage> {
+        let path = format!("/v1/volumes/{volume}/snapshots/{to}/changes?since={from}&start={start}");
+        self.call(Method::GET, &path, None::<&()>).await
     }
 
     /// Snapshots of a volume, or of all.

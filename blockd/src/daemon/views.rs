@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use super::volumes::{Daemon, Place, VolumeError};
-use crate::admin::api::FollowStatus;
+use crate::admin::api::{ChangedRange, ChangesPage, FollowStatus};
 use crate::explain::explain;
 use crate::export::nbd::server::Export;
 use crate::manifest::{self, Manifest, Snapshot, SnapshotId};
 use crate::reactor::wall_ms;
 use crate::store::ObjectStore;
-use crate::table::TableHome;
+use crate::table::{Change, TableHome};
+use crate::types::BLOCK_SIZE;
 use crate::view::{FollowOptions, Follower, Refreshed, Sight, SightOptions, View};
 use crate::volume::Blocking;
 
@@ -23,6 +24,9 @@ const IDLE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(10);
 /// Memory for the table of one view, in bytes, at least and at most.
 const TABLE_MEMORY: (usize, usize) = (4 << 20, 32 << 20);
+
+/// Changes told at a time.
+const CHANGES_MAX: usize = 20_000;
 
 /// The views that are open.
 #[derive(Default)]
@@ -45,7 +49,7 @@ struct Shown {
 /// What a view shows.
 #[derive(Clone)]
 enum What {
-    Snapshot { id: SnapshotId, made_ms: u64 },
+    Snapshot { id: SnapshotId, made_ms: u64, sight: Sight },
     Latest(Arc<Following>),
 }
 
@@ -156,10 +160,10 @@ impl Daemon {
         })
         .await?;
         let reactor = self.next_reactor();
-        let key = reactor.add_device(Box::new(View::new(sight, snapshot.size, false))).await?;
+        let key = reactor.add_device(Box::new(View::new(sight.clone(), snapshot.size, false))).await?;
         let shown = Shown {
             place: Place { reactor, key },
-            what: What::Snapshot { id: snapshot.id, made_ms: snapshot.made_ms },
+            what: What::Snapshot { id: snapshot.id, made_ms: snapshot.made_ms, sight },
             size: snapshot.size,
             used: Instant::now(),
         };
@@ -239,6 +243,45 @@ impl Daemon {
             snapshot: snapshot.to_owned(),
         })?;
         Ok((manifest, found))
+    }
+
+    /// What changed from one snapshot of a volume to another, from the byte `start` on, and where to go on.
+    ///
+    /// # Errors
+    /// One of them cannot be opened.
+    pub async fn changes(&self, volume: &str, from: &str, to: &str, start: u64) -> Result<ChangesPage, VolumeError> {
+        let (old, _) = self.sight_of(volume, from).await?;
+        let (new, size) = self.sight_of(volume, to).await?;
+        let compare = move || {
+            let (old, new) = (old.table().clone(), new.table().clone());
+            new.changes_since(&old, start / BLOCK_SIZE, CHANGES_MAX).map_err(|e| e.to_string())
+        };
+        let (changes, next) = Blocking::Threads.run(compare).await.map_err(VolumeError::Failed)?;
+        let inside = |change: &Change| change.lba * BLOCK_SIZE < size;
+        let runs = changes.into_iter().filter(inside).map(|change| {
+            let offset = change.lba * BLOCK_SIZE;
+            ChangedRange { offset, len: (change.blocks * BLOCK_SIZE).min(size - offset), zero: change.zero }
+        });
+        Ok(ChangesPage { size, ranges: runs.collect(), next: next.map(|lba| lba * BLOCK_SIZE) })
+    }
+
+    async fn sight_of(&self, volume: &str, snapshot: &str) -> Result<(Sight, u64), VolumeError> {
+        let name = format!("{volume}@{snapshot}");
+        self.prepare_view(&name).await;
+        let mut open = self.views.open.write().expect("no code panics while it holds this lock");
+        match open.get_mut(&name) {
+            Some(shown) => {
+                shown.used = Instant::now();
+                match &shown.what {
+                    What::Snapshot { sight, .. } => Ok((sight.clone(), shown.size)),
+                    What::Latest(_) => Err(VolumeError::Invalid(format!("{name} moves on; make a snapshot"))),
+                }
+            }
+            None => {
+                let why = self.view_refusal(&name).unwrap_or_else(|| "it cannot be opened".into());
+                Err(VolumeError::Conflict(format!("{name}: {why}")))
+            }
+        }
     }
 
     /// Closes a view, with whatever clients it has.

@@ -16,6 +16,7 @@ use crate::types::{Lsn, VolumeId};
 
 mod allocations;
 mod apply;
+mod changes;
 mod home;
 pub mod key;
 mod kv;
@@ -31,6 +32,7 @@ mod spans;
 #[allow(clippy::module_inception)] // the noun of this folder
 mod table;
 
+pub use changes::Change;
 pub use home::{Stage, TableHome};
 pub use kv::{FrozenFile, FrozenFiles};
 pub use leaf::Target;

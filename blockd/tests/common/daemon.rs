@@ -145,6 +145,12 @@ impl Daemon {
         client.unwrap_or_else(|e| panic!("cannot attach {volume}: {e}\n{}", self.log()))
     }
 
+    /// What a client hears that cannot have an export.
+    pub fn cannot_attach(&self, export: &str) -> String {
+        let attached = NbdClient::connect_unix(self.data.join("nbd.sock"), export);
+        attached.map(drop).expect_err("it is not to be had").to_string()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) {
         assert!(!self.ended, "its process id may be another's by now");

@@ -11,6 +11,7 @@ use clap::Args;
 use super::super::volume::parse_name;
 use super::super::{ClientArgs, print, print_json};
 use super::format::{self, Format};
+use super::increment::{self, Identity};
 use super::{Summary, attach, failed, progress, qemu, raw, uri};
 
 #[derive(Args, Debug)]
@@ -18,12 +19,17 @@ use super::{Summary, attach, failed, progress, qemu, raw, uri};
 Examples:
   blockd volume export vm vm.qcow2
   blockd volume export vm vm.raw --force             replace vm.raw
+  blockd volume export vm@monday vm.raw              as it was when the snapshot was made
+  blockd volume export vm@tuesday tue --since monday what changed between two snapshots
+
+An increment (--since) is applied to a copy of the older snapshot by `blockd volume import COPY FILE`. Without a newer
+snapshot one is made for the time of the export.
 
 Holes and zeroes of the volume take no space in the image. The image appears under its name when it is complete and
-on disk. A volume that is written to meanwhile gives a mixture of old and new: detach it, or freeze it first.")]
+on disk. A volume that is written to meanwhile gives a mixture of old and new: export a snapshot of it.")]
 pub(in super::super) struct ExportArgs {
-    /// The volume
-    #[arg(value_parser = parse_name)]
+    /// The volume, or a snapshot of it
+    #[arg(value_parser = parse_source, value_name = "VOLUME[@SNAPSHOT]")]
     name: String,
 
     /// The disk image to write
@@ -32,6 +38,10 @@ pub(in super::super) struct ExportArgs {
     /// Format of the image [default: qcow2 for names that end so, else raw]
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
+
+    /// Only what changed since this snapshot of the volume
+    #[arg(long, value_name = "SNAPSHOT", value_parser = parse_name, conflicts_with = "format")]
+    since: Option<String>,
 
     /// Replace the image if it exists
     #[arg(long)]
@@ -42,6 +52,9 @@ pub(in super::super) struct ExportArgs {
 }
 
 pub(in super::super) async fn run(args: ExportArgs) -> anyhow::Result<()> {
+    if let Some(since) = args.since.clone() {
+        return run_since(args, &since).await;
+    }
     let daemon = args.client.client().info().await?;
     let format = format::of_name(&args.file, args.format);
     check_target(&args.file, args.force)?;
@@ -60,6 +73,8 @@ pub(in super::super) async fn run(args: ExportArgs) -> anyhow::Result<()> {
                     .map_err(|error| failed(&args.name, &format!("copying to {} of", args.file.display()), error))?,
             )
         }
+        // No name ends so, and nobody can ask for it.
+        Format::Increment => bail!("increments are written with --since"),
         Format::Qcow2 => {
             qemu::export(&uri(&daemon, &args.name)?, &part.0, args.client.json)?;
             None
@@ -70,6 +85,80 @@ pub(in super::super) async fn run(args: ExportArgs) -> anyhow::Result<()> {
     part.keep_as(&args.file)?;
     let seconds = begun.elapsed().as_secs_f64();
     let summary = Summary { volume: args.name, file: args.file, format, size, data, seconds };
+    if args.client.json { print_json(&summary) } else { print(&summary.text("exported")) }
+}
+
+/// For clap: `VOLUME` or `VOLUME@SNAPSHOT`.
+fn parse_source(text: &str) -> Result<String, String> {
+    for name in text.splitn(2, '@') {
+        parse_name(name).map_err(|e| e.to_string())?;
+    }
+    Ok(text.to_owned())
+}
+
+/// A snapshot made for the time of an export.
+const TEMPORARY: &str = "export";
+
+async fn run_since(args: ExportArgs, since: &str) -> anyhow::Result<()> {
+    check_target(&args.file, args.force)?;
+    let client = args.client.client();
+    let Some((volume, snapshot)) = args.name.split_once('@') else {
+        let temporary = format!("{TEMPORARY}-{}-{}", std::process::id(), crate::reactor::wall_ms());
+        client.create_snapshot(&args.name, &temporary).await?;
+        let written = write_since(&args, &args.name, since, &temporary).await;
+        let deleted = client.delete_snapshot(&args.name, &temporary).await;
+        return written.and(deleted.with_context(|| {
+            format!(
+                "delete the snapshot that was made for the export: `blockd snapshot delete {}@{temporary}`",
+                args.name
+            )
+        }));
+    };
+    write_since(&args, volume, since, snapshot).await
+}
+
+async fn write_since(args: &ExportArgs, volume: &str, since: &str, to: &str) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let client = args.client.client();
+    let snapshots = client.snapshots(Some(volume)).await?;
+    let find = |name: &str| {
+        let found = snapshots.iter().find(|snapshot| snapshot.name == name && !snapshot.hidden);
+        found.with_context(|| {
+            format!("volume {volume:?} has no snapshot {name:?}; `blockd snapshot list {volume}` shows them")
+        })
+    };
+    let (older, newer) = (find(since)?, find(to)?);
+    if (older.seq, older.made_ms) > (newer.seq, newer.made_ms) {
+        bail!("snapshot {since:?} is newer than {to:?}; name the older one with --since");
+    }
+    let mut ranges = Vec::new();
+    let mut start = Some(0);
+    while let Some(from) = start {
+        let page = client.changes(volume, since, to, from).await?;
+        ranges.extend(page.ranges);
+        start = page.next;
+    }
+    let id = |text: &str| uuid::Uuid::parse_str(text).map_or([0; 16], |id| id.into_bytes());
+    let status = client.volume(volume).await?;
+    let identity = Identity { size: newer.size, volume: id(&status.info.id), from: id(&older.id), to: id(&newer.id) };
+    let daemon = client.info().await?;
+    let mut old = attach(&daemon, &format!("{volume}@{since}"))?;
+    let mut new = attach(&daemon, &format!("{volume}@{to}"))?;
+    let part = Part::beside(&args.file);
+    let file = File::create(&part.0).with_context(|| format!("cannot write {}", part.0.display()))?;
+    let bar = progress::bar(ranges.iter().map(|range| range.len).sum(), args.client.json);
+    let written = increment::write(file, &identity, &ranges, &mut old, &mut new, &bar);
+    bar.finish_and_clear();
+    let written = written.map_err(|error| failed(volume, &format!("copying to {} of", args.file.display()), error))?;
+    part.keep_as(&args.file)?;
+    let summary = Summary {
+        volume: format!("{volume}@{to} since {since}"),
+        file: args.file.clone(),
+        format: Format::Increment,
+        size: identity.size,
+        data: Some(written.data),
+        seconds: begun.elapsed().as_secs_f64(),
+    };
     if args.client.json { print_json(&summary) } else { print(&summary.text("exported")) }
 }
 

@@ -16,6 +16,9 @@ pub(super) enum Format {
     Raw,
     /// qemu's copy-on-write format, version 2 or 3.
     Qcow2,
+    /// What changed in a volume from one snapshot to another.
+    #[value(skip)]
+    Increment,
 }
 
 /// First bytes of formats we know of but do not take.
@@ -32,6 +35,9 @@ pub(super) fn of_image(path: &Path, said: Option<Format>) -> anyhow::Result<Form
     let magic = &magic[..len];
     if magic.starts_with(b"QFI\xfb") {
         return Ok(Format::Qcow2);
+    }
+    if magic == super::increment::MAGIC {
+        return Ok(Format::Increment);
     }
     if let Some((_, name)) = OTHERS.iter().find(|(start, _)| magic.starts_with(start)) {
         let file = path.display();

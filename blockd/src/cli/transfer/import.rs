@@ -11,6 +11,7 @@ use clap::Args;
 use super::super::volume::{NewVolumeArgs, parse_name};
 use super::super::{ClientArgs, print, print_json};
 use super::format::{self, Format};
+use super::increment::{self, Increment};
 use super::{Summary, attach, failed, progress, qemu, raw, uri};
 use crate::admin::api::DaemonInfo;
 use crate::config::ByteSize;
@@ -22,6 +23,7 @@ Examples:
   blockd volume import vm debian-12.qcow2 --create --size 40GiB
   blockd volume import backup disk.raw --create --codec zstd
   blockd volume import scratch disk.raw --force      replace what the volume holds
+  blockd volume import copy tuesday                  apply an increment (`blockd volume export --since`)
 
 Zeroes and holes of the image are not written. The volume is durable when the command ends.")]
 pub(in super::super) struct ImportArgs {
@@ -60,6 +62,7 @@ pub(in super::super) async fn run(args: ImportArgs) -> anyhow::Result<()> {
     let daemon = client.info().await?;
     let format = format::of_image(&args.file, args.format)?;
     let size = match format {
+        Format::Increment => return apply_increment(&args, &daemon),
         Format::Raw => file_size(&args.file)?,
         Format::Qcow2 => qemu::virtual_size(&args.file)?.0,
     };
@@ -98,6 +101,7 @@ async fn copy(args: &ImportArgs, daemon: &DaemonInfo, format: Format, size: u64)
             bar.finish_and_clear();
             Some(written.map_err(|error| failed(&args.name, &format!("copying {} to", args.file.display()), error))?)
         }
+        Format::Increment => bail!("an increment is applied to what is there"),
         Format::Qcow2 => {
             qemu::import(&args.file, &uri(daemon, &args.name)?, args.client.json)?;
             nbd.flush().map_err(fail)?;
@@ -108,6 +112,42 @@ async fn copy(args: &ImportArgs, daemon: &DaemonInfo, format: Format, size: u64)
     let _ = nbd.disconnect();
     let seconds = begun.elapsed().as_secs_f64();
     Ok(Summary { volume: args.name.clone(), file: args.file.clone(), format, size, data, seconds })
+}
+
+/// Brings a copy of an older snapshot to a newer one.
+fn apply_increment(args: &ImportArgs, daemon: &DaemonInfo) -> anyhow::Result<()> {
+    if args.create {
+        bail!("{} is an increment: it is applied to a volume that holds the older snapshot", args.file.display());
+    }
+    let begun = Instant::now();
+    let bar = progress::bar(0, args.client.json);
+    let mut increment = Increment::open(&args.file, &bar)?;
+    let mut nbd = attach(daemon, &args.name)?;
+    increment::check_size(&args.name, &increment.identity, nbd.size())?;
+    let fits = increment.fits(&mut nbd).map_err(|error| failed(&args.name, "reading", error))?;
+    if !fits && !args.force {
+        bail!(
+            "volume {:?} does not hold what the older snapshot of the increment held: it is a copy of another state, or was \
+             written to since. Nothing was changed; --force applies it all the same",
+            args.name
+        );
+    }
+    let applied = increment.apply(&mut nbd, &bar);
+    bar.finish_and_clear();
+    applied.with_context(|| {
+        format!("volume {:?} has part of the increment now; import it again to complete it", args.name)
+    })?;
+    // All is durable already.
+    let _ = nbd.disconnect();
+    let summary = Summary {
+        volume: args.name.clone(),
+        file: args.file.clone(),
+        format: Format::Increment,
+        size: increment.identity.size,
+        data: Some(increment.changes.data),
+        seconds: begun.elapsed().as_secs_f64(),
+    };
+    if args.client.json { print_json(&summary) } else { print(&summary.text("imported")) }
 }
 
 fn check_fits(name: &str, image: u64, volume: u64) -> anyhow::Result<()> {

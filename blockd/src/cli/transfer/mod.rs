@@ -1,11 +1,12 @@
 //! `blockd volume import` and `export`: disk images in and out through NBD, as any client would do it.
 //!
 //! [`raw`] moves raw images with many requests in flight and leaves holes alone, [`qemu`] leaves qcow2 to qemu-img,
-//! [`sparse`] finds holes and zeroes, [`format`] tells formats apart, [`progress`] shows how far it is.
+//! [`increment`] moves what changed between two snapshots, [`sparse`] finds holes and zeroes, [`format`] tells formats apart, [`progress`] shows how far it is.
 
 mod export;
 mod format;
 mod import;
+mod increment;
 mod progress;
 mod qemu;
 mod raw;
