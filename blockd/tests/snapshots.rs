@@ -25,7 +25,7 @@ impl Shared {
     }
 
     fn serve(&self, host: &str, more: &[&str]) -> Daemon {
-        let args = [&["--store", &self.url, "--destage-age", "200ms", "--delete-grace", "1s"], more].concat();
+        let args = [&["--store", &self.url, "--destage-age", "200ms"], more].concat();
         Daemon::start(&self.dir.path().join(host), &args)
     }
 
@@ -209,7 +209,7 @@ fn clones_share_and_go_in_any_order() {
         assert_eq!(south.json(&["snapshot", "list", "one"])[0]["hidden"], true);
         shadow.check_all(&mut north.attach("disk"));
 
-        let host = |name| if name == "disk" { &north } else { &south };
+        let host = |name: &str| if name == "disk" { &north } else { &south };
         for (n, gone) in order.iter().enumerate() {
             if *gone == "disk" && n < 2 {
                 north.json(&["snapshot", "delete", "disk@gold"]);
