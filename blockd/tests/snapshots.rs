@@ -201,8 +201,8 @@ fn clones_share_and_go_in_any_order() {
         drop(client);
         south.wait_drained("one");
         let stats = south.stats("one");
-        assert!(stats["stored_bytes"].as_u64().unwrap() < 64 << 10, "{stats}");
-        assert!(stats["foreign_bytes"].as_u64().unwrap() > 1 << 20, "{stats}");
+        let bytes = |what: &str| stats[what].as_u64().unwrap();
+        assert!(bytes("stored_bytes") > 0 && bytes("foreign_bytes") > 100 * bytes("stored_bytes"), "{stats}");
         // A clone of the clone as it is now, by a hidden snapshot.
         south.json(&["volume", "clone", "one", "two"]);
         assert!(contents(&south, "two") == changed);
