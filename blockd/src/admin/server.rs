@@ -10,7 +10,7 @@ use axum::routing::{delete as delete_of, get, post};
 use axum::{Json, Router};
 
 use super::api::{
-    ChangeKey, CloneVolume, CreateSnapshot, CreateVolume, DeleteVolume, ErrorBody, ExportStranded, Forced, ResizeVolume, SetVolume, UnlockVolume,
+    ChangeKey, CloneVolume, CreateSnapshot, CreateVolume, DeleteVolume, ErrorBody, ExportStranded, Forced, ResizeVolume, RestoreVolume, SetVolume, UnlockVolume,
 };
 use super::metrics;
 use crate::daemon::{Daemon, VolumeError};
@@ -35,6 +35,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}", delete_of(delete_snapshot))
         .route("/v1/volumes/{name}/clone", post(clone_volume))
+        .route("/v1/volumes/{name}/restore", post(restore))
         .route("/v1/volumes/{name}/rebuild", get(rebuild_progress).post(rebuild))
         .route("/metrics", get(scrape))
         .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no such path".into()) })
@@ -242,6 +243,16 @@ async fn clone_volume(
     let Json(request) = request?;
     let status = to_the_end(async move { daemon.clone_volume(&name, request).await }).await?;
     Ok((StatusCode::CREATED, Json(status)).into_response())
+}
+
+async fn restore(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Json<RestoreVolume>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    let status = to_the_end(async move { daemon.restore(&name, request).await }).await?;
+    Ok(Json(status).into_response())
 }
 
 async fn scrape(State(daemon): State<Arc<Daemon>>) -> Response {

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::admin::api::{
-    ChangeKey, CloneVolume, CreateSnapshot, CreateVolume, DaemonInfo, ErrorBody, ExportStranded, ExportedStranded, RebuildProgress, ResizeVolume,
+    ChangeKey, CloneVolume, CreateSnapshot, CreateVolume, DaemonInfo, ErrorBody, ExportStranded, ExportedStranded, RebuildProgress, ResizeVolume, RestoreVolume,
     SetVolume, SnapshotStatus, Status, StrandedStatus, UnlockVolume, VolumeStatus,
 };
 
@@ -130,6 +130,12 @@ impl Client {
     /// Makes a clone of a volume.
     pub async fn clone_volume(&self, source: &str, request: &CloneVolume) -> anyhow::Result<VolumeStatus> {
         self.call(Method::POST, &format!("/v1/volumes/{source}/clone"), Some(request)).await
+    }
+
+    /// Makes the state of a volume that of a snapshot.
+    pub async fn restore(&self, volume: &str, snapshot: &str) -> anyhow::Result<VolumeStatus> {
+        let request = RestoreVolume { snapshot: snapshot.to_owned() };
+        self.call(Method::POST, &format!("/v1/volumes/{volume}/restore"), Some(&request)).await
     }
 
     /// Deletes a snapshot.
