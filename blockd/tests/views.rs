@@ -70,7 +70,8 @@ fn any_host_follows_the_owner() {
         for host in &followers {
             until("the follower is there", || {
                 let status = host.json(&["status"]);
-                let view = status["followed"].as_array().unwrap().iter().find(|v| v["export"] == "disk@latest").cloned();
+                let view =
+                    status["followed"].as_array().unwrap().iter().find(|v| v["export"] == "disk@latest").cloned();
                 view.is_some_and(|view| {
                     assert!(view["error"].is_null(), "{view}");
                     view["lsn"].as_u64().unwrap() >= lsn && view["lag_seconds"].as_f64().unwrap() < 30.0

@@ -11,7 +11,7 @@ use axum::{Json, Router};
 
 use super::api::{
     ChangeKey, ChangesQuery, CloneVolume, CreateSnapshot, CreateVolume, DeleteVolume, ErrorBody, ExportStranded,
-    Forced, ResizeVolume, SetVolume, UnlockVolume,
+    Forced, ResizeVolume, RestoreVolume, SetVolume, UnlockVolume,
 };
 use super::metrics;
 use crate::daemon::{Daemon, VolumeError};
@@ -37,6 +37,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}/snapshots/{snapshot}", delete_of(delete_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/changes", get(changes))
         .route("/v1/volumes/{name}/clone", post(clone_volume))
+        .route("/v1/volumes/{name}/restore", post(restore))
         .route("/v1/volumes/{name}/rebuild", get(rebuild_progress).post(rebuild))
         .route("/metrics", get(scrape))
         .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no such path".into()) })
@@ -253,6 +254,16 @@ async fn clone_volume(
     let Json(request) = request?;
     let status = to_the_end(async move { daemon.clone_volume(&name, request).await }).await?;
     Ok((StatusCode::CREATED, Json(status)).into_response())
+}
+
+async fn restore(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Json<RestoreVolume>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    let status = to_the_end(async move { daemon.restore(&name, request).await }).await?;
+    Ok(Json(status).into_response())
 }
 
 async fn scrape(State(daemon): State<Arc<Daemon>>) -> Response {

@@ -36,11 +36,9 @@ pub(super) async fn survey(options: &CheckOptions<'_>, manifest: &Manifest) -> a
     // From here on the table is made to say what the bucket says.
     let found: BTreeMap<ChunkName, u64> = listed.iter().map(|chunk| (chunk.name, chunk.size)).collect();
     let source = (store, options.keys.as_ref());
-    let filled = match &manifest.checkpoint {
-        Some(pointer) if table.is_blank() => {
-            do_without(source, manifest, pointer, &listed, &table, &mut report).await?
-        }
-        _ => true,
+    let filled = match table_begins_at(manifest, &table) {
+        Some(upto) => do_without(source, manifest, upto, &listed, &table, &mut report).await?,
+        None => true,
     };
     let end = match filled {
         true => apply_history(source, manifest, &found, &table, options.progress, &mut report).boxed().await?,
@@ -81,7 +79,10 @@ async fn checkpoint(
     let mut reached = BTreeSet::new();
     // What an earlier attempt made is of an earlier manifest.
     home.discard()?;
-    let Some(pointer) = &manifest.checkpoint else { return Ok((home.open(manifest.id)?, reached)) };
+    let origin = manifest.origin.as_ref().and_then(|origin| origin.checkpoint);
+    let Some(pointer) = &manifest.checkpoint else {
+        return Ok((beginning(options, manifest, origin, &home).await?, reached));
+    };
     report.checkpoint_seq = pointer.seq;
     (options.progress)("checkpoint", 0, 1);
     let restored = restore::restore(store, &home, manifest.id, pointer, Blocking::Threads, options.keys.as_ref()).await;
@@ -94,11 +95,24 @@ async fn checkpoint(
         }
         Err(error) if error.is_damage() => {
             tell_flaws((store, options.keys.as_ref()), pointer, error, &mut reached, report).await?;
-            home.discard()?;
-            Ok((home.open(manifest.id)?, reached))
+            let origin = origin.filter(|origin| origin.object != pointer.object);
+            Ok((beginning(options, manifest, origin, &home).await?, reached))
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The table before any chunk of the volume's own: an empty one, or that of the snapshot a clone was made of.
+async fn beginning(
+    options: &CheckOptions<'_>,
+    manifest: &Manifest,
+    origin: Option<CheckpointPointer>,
+    home: &TableHome,
+) -> anyhow::Result<Table> {
+    home.discard()?;
+    let Some(pointer) = origin else { return Ok(home.open(manifest.id)?) };
+    let (store, keys) = (options.store.as_ref(), options.keys.as_ref());
+    Ok(restore::restore(store, home, manifest.id, &pointer, Blocking::Threads, keys).await?.table)
 }
 
 /// Names every bad object of a checkpoint that cannot be used.
@@ -165,17 +179,30 @@ async fn held(
     Ok(())
 }
 
+/// Up to where the table has to be made of all headers there are: to where the checkpoint stands, if that is of no use, or
+/// to where the volume went back to a snapshot last. None when headers can be applied to it one after the other.
+fn table_begins_at(manifest: &Manifest, table: &Table) -> Option<Applied> {
+    let pointer = manifest.checkpoint.map(|pointer| Applied { seq: pointer.seq, lsn: pointer.lsn });
+    if let Some(pointer) = pointer.filter(|pointer| pointer.seq > table.applied().seq) {
+        return Some(pointer);
+    }
+    let last = manifest.restores.last().filter(|_| crate::volume::missed_restore(table, manifest))?;
+    // The epoch that did it began there.
+    let began = manifest.epochs.iter().find(|e| e.epoch == last.epoch)?;
+    Some(Applied { seq: last.from_seq, lsn: began.first_lsn.saturating_sub(1) })
+}
+
 /// Makes the table what the chunk headers say at the position of a checkpoint that is of no use. Returns whether that
 /// could be done.
 async fn do_without(
     (store, keys): (&dyn ObjectStore, Option<&Keys>),
     manifest: &Manifest,
-    pointer: &CheckpointPointer,
+    upto: Applied,
     listed: &[Listed],
     table: &Table,
     report: &mut Report,
 ) -> anyhow::Result<bool> {
-    let history = rebuild::history(manifest, listed, pointer.seq);
+    let history = rebuild::history(manifest, listed, upto.seq);
     // As long as one is told the manifest keeps the checkpoint, whose position says up to where chunks may be missing.
     let holes = history.holes.iter().flat_map(|(first, last)| *first..=*last);
     for seq in holes.take(HOLES_TOLD as usize) {
@@ -187,7 +214,6 @@ async fn do_without(
             false,
         );
     }
-    let upto = Applied { seq: pointer.seq, lsn: pointer.lsn };
     let keep = |basis| basis <= upto.seq;
     match rebuild::fill::<OpenError>(store, keys, &history, table, upto, keep, || ()).boxed().await {
         Ok(()) => Ok(true),
@@ -226,6 +252,7 @@ async fn apply_history(
     let chunk = |seq| ChunkName { volume: manifest.id, epoch: manifest.epoch_of(seq), seq };
     let settled = manifest.settled().map_or(0, |e| e.first_seq);
     let first = table.applied().seq + 1;
+    debug_assert!(!crate::volume::missed_restore(table, manifest), "what does not count is not applied");
     let newest = found.keys().filter(|name| !name.is_relocated()).map(|name| name.seq).max().unwrap_or(0);
     // Chunks of the last epoch may be on their way; those of epochs before it have all arrived.
     let mut last = settled.saturating_sub(1).max(first - 1);

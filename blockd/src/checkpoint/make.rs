@@ -157,6 +157,23 @@ impl Keeper {
         Ok(Made::Durable { pointer, sent_bytes, garbage, manifest: Box::new(manifest) })
     }
 
+    /// Sends `frozen` and makes it the newest checkpoint by the change of the manifest that `apply` makes, whatever that
+    /// changes besides.
+    pub async fn publish(
+        &mut self,
+        ask: &Ask<'_>,
+        frozen: &Arc<FrozenTable>,
+        apply: &(dyn Fn(&mut Manifest) + Send + Sync),
+    ) -> Result<Manifest, CheckpointError> {
+        let (_, pointer, _) = self.send(ask, frozen).await?;
+        let keys = self.keys.as_ref();
+        let changed = manifest::update(ask.store, &self.name, self.epoch, keys, |m| {
+            m.checkpoint = Some(pointer);
+            apply(m);
+        });
+        Ok(changed.await?)
+    }
+
     /// Learns what the last checkpoint consists of, if that is not known.
     async fn fetch_base(&mut self, ask: &Ask<'_>) {
         if let (Some(current), None) = (&self.current, &self.base) {

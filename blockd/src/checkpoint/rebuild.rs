@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 
-use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, read_index};
+use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, read_index, relocated_base};
 use crate::crypt::Keys;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Stretch};
 use crate::store::{self, ListEntry, ObjectStore, StoreError};
 use crate::table::{Applied, Rebuild, RebuildKey, Table, TableError};
 use crate::types::VolumeId;
@@ -61,30 +61,43 @@ pub struct History {
     pub holes: Vec<(u64, u64)>,
     /// Relocated chunks of epochs that were settled.
     pub relocated: Vec<ChunkName>,
-    /// Those that are none of it: seals, what zombies and the like wrote.
+    /// Those that are none of it: seals, what zombies and the like wrote, what a restore went back behind.
     pub others: Vec<ChunkName>,
+    /// Which stretches of the history count.
+    pub lineage: Vec<Stretch>,
+    /// Tables that know all restores have at least this number of a relocated chunk.
+    pub least: u64,
 }
 
 /// Sorts listed chunks by what the manifest says of epochs. The fresh chunks are those up to `end`.
 pub fn history(manifest: &Manifest, chunks: &[Listed], end: u64) -> History {
-    let mut history = History::default();
+    let least = manifest.restores.last().map_or(0, |last| relocated_base(last.epoch) + 1);
+    let mut history = History { lineage: manifest.lineage(end), least, ..History::default() };
     let mut fresh: BTreeMap<u64, ChunkName> = BTreeMap::new();
+    let counts = |seq| history.lineage.iter().any(|stretch| (stretch.first..=stretch.last).contains(&seq));
     for Listed { name, .. } in chunks {
         if name.is_relocated() {
             let settled = manifest.epochs.iter().any(|e| e.epoch == name.epoch && e.first_seq > 0);
             if settled { history.relocated.push(*name) } else { history.others.push(*name) }
-        } else if name.seq <= end && manifest.epoch_of(name.seq) == name.epoch {
+        } else if counts(name.seq) && manifest.epoch_of(name.seq) == name.epoch {
             fresh.insert(name.seq, *name);
         } else {
             history.others.push(*name);
         }
     }
-    let mut next = 1;
-    for seq in fresh.keys().copied().chain([end + 1]) {
-        if seq > next {
-            history.holes.push((next, seq - 1));
+    // A clone's history up to its beginning is its origin's.
+    let begin = manifest.origin.as_ref().map_or(1, |origin| origin.seq + 1);
+    for stretch in &history.lineage {
+        let mut next = stretch.first.max(begin);
+        if next > stretch.last {
+            continue;
         }
-        next = seq + 1;
+        for seq in fresh.range(next..=stretch.last).map(|(seq, _)| *seq).chain([stretch.last + 1]) {
+            if seq > next {
+                history.holes.push((next, seq - 1));
+            }
+            next = seq + 1;
+        }
     }
     history.fresh = fresh.into_values().collect();
     history
@@ -97,7 +110,7 @@ pub fn lost(holes: &[(u64, u64)], checkpointed: u64) -> Vec<(u64, u64)> {
     beyond.filter(|(first, last)| first <= last).collect()
 }
 
-/// Makes the empty `table` what the chunks of `history` say up to `upto`. `step` hears of each header read: all of those
+/// Makes `table`, which is empty or as a clone begins, what the chunks of `history` say up to `upto`. `step` hears of each header read: all of those
 /// of relocated chunks twice, first for their places in the order. Relocated chunks are left out whose basis `keep` does
 /// not want.
 pub async fn fill<E: From<ReadError> + From<TableError>>(
@@ -113,7 +126,8 @@ pub async fn fill<E: From<ReadError> + From<TableError>>(
         history.fresh.iter().map(|name| (RebuildKey::new(name, name.seq), *name)).collect();
     read_headers(store, keys, history.relocated.iter().copied(), |index| {
         step();
-        if keep(index.basis()) {
+        let (basis, epoch) = (index.basis(), index.name.epoch);
+        if keep(basis) && history.lineage.iter().any(|stretch| stretch.has_relocated(basis, epoch)) {
             order.push((RebuildKey::new(&index.name, index.basis()), index.name));
         }
         Ok::<_, E>(())
@@ -126,7 +140,7 @@ pub async fn fill<E: From<ReadError> + From<TableError>>(
         Ok::<_, E>(rebuild.add(&index)?)
     })
     .await?;
-    Ok(rebuild.finish()?)
+    Ok(rebuild.finish(history.least)?)
 }
 
 /// Reads the headers of `names`, many at once, and hands them to `take` in order.

@@ -40,7 +40,7 @@ pub use format::{ChunkExtent, ChunkIndex, ChunkKind, ExtentKind, FormatError, MA
 pub use frames::{FRAME_BLOCKS, FRAME_BYTES, FRAME_STORED_BYTES, Frame, FrameCipher, FrameDirectory, FrameEncoding};
 #[cfg(feature = "engine")]
 pub use index::read_index;
-pub use name::{ChunkName, RELOCATED};
+pub use name::{ChunkName, RELOCATED, relocated_base};
 #[cfg(feature = "engine")]
 pub use reader::BlockReader;
 

@@ -9,6 +9,15 @@ use crate::types::VolumeId;
 /// Set in the `seq` of chunks that compaction wrote: they are no part of the volume's history, and count by themselves.
 pub const RELOCATED: u64 = 1 << 63;
 
+/// Numbers of relocated chunks begin anew with each epoch, so that those of different owners never meet: this many bits
+/// are for the number within an epoch.
+const NUMBER_BITS: u32 = 32;
+
+/// The number before the first relocated chunk of `epoch`.
+pub fn relocated_base(epoch: u64) -> u64 {
+    RELOCATED | (epoch & 0x7fff_ffff) << NUMBER_BITS
+}
+
 /// The identity of a chunk: whose it is, who wrote it, and its place in the volume's history.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChunkName {

@@ -14,8 +14,8 @@ use tokio::net::UnixStream;
 
 use crate::admin::api::{
     ChangeKey, ChangesPage, CloneVolume, CreateSnapshot, CreateVolume, DaemonInfo, ErrorBody, ExportStranded,
-    ExportedStranded, RebuildProgress, ResizeVolume, SetVolume, SnapshotStatus, Status, StrandedStatus, UnlockVolume,
-    VolumeStatus,
+    ExportedStranded, RebuildProgress, ResizeVolume, RestoreVolume, SetVolume, SnapshotStatus, Status, StrandedStatus,
+    UnlockVolume, VolumeStatus,
 };
 
 /// Talks to the daemon on one admin socket. Every call connects anew, so a daemon that restarts does not matter.
@@ -137,6 +137,12 @@ impl Client {
     /// Makes a clone of a volume.
     pub async fn clone_volume(&self, source: &str, request: &CloneVolume) -> anyhow::Result<VolumeStatus> {
         self.call(Method::POST, &format!("/v1/volumes/{source}/clone"), Some(request)).await
+    }
+
+    /// Makes the state of a volume that of a snapshot.
+    pub async fn restore(&self, volume: &str, snapshot: &str) -> anyhow::Result<VolumeStatus> {
+        let request = RestoreVolume { snapshot: snapshot.to_owned() };
+        self.call(Method::POST, &format!("/v1/volumes/{volume}/restore"), Some(&request)).await
     }
 
     /// Deletes a snapshot.

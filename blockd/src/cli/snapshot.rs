@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::text::{Align, Table, bytes, date};
 use super::volume::{details, parse_name, said};
-use super::{ClientArgs, secret};
+use super::{ClientArgs, confirm, secret};
 use crate::admin::api::{CloneVolume, SecretText, SnapshotStatus};
 use crate::manifest;
 
@@ -106,6 +106,33 @@ pub(super) async fn clone(args: CloneArgs) -> anyhow::Result<()> {
     let request = CloneVolume { name: args.name.clone(), snapshot: args.source.snapshot.clone(), secret };
     let made = args.client.client().clone_volume(&args.source.volume, &request).await?;
     said(&args.client, &made, &format!("made clone {}\n\n{}", args.name, details(&made)))
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "No client may be attached. What was written since the snapshot is gone, unless another snapshot has it: make one\nfirst if in doubt."
+)]
+pub(super) struct RestoreArgs {
+    /// The volume, an @, and the snapshot's name
+    #[arg(value_parser = parse_snapshot, value_name = "VOLUME@SNAPSHOT")]
+    snapshot: SnapshotName,
+
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+pub(super) async fn restore(args: RestoreArgs) -> anyhow::Result<()> {
+    let SnapshotName { volume, snapshot } = &args.snapshot;
+    if !args.yes {
+        let question = format!("What was written to volume {volume} since its snapshot {snapshot} will be gone.");
+        confirm::confirm(&question, volume)?;
+    }
+    let restored = args.client.client().restore(volume, snapshot).await?;
+    said(&args.client, &restored, &format!("volume {volume} is as it was at {volume}@{snapshot}\n"))
 }
 
 pub(super) async fn run(command: SnapshotCommand) -> anyhow::Result<()> {

@@ -20,6 +20,8 @@ pub(super) enum VolumeCommand {
     Create(CreateArgs),
     /// Make a volume of a snapshot of another, or of another as it is now; it stores only what becomes different
     Clone(super::snapshot::CloneArgs),
+    /// Make the state of a volume that of one of its snapshots; all snapshots stay
+    Restore(super::snapshot::RestoreArgs),
     /// List all volumes
     #[command(alias = "ls")]
     List(ListArgs),
@@ -252,6 +254,7 @@ pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
             said(&args.client, &made, &format!("created volume {}\n\n{}", made.info.name, details(&made)))
         }
         VolumeCommand::Clone(args) => super::snapshot::clone(args).await,
+        VolumeCommand::Restore(args) => super::snapshot::restore(args).await,
         VolumeCommand::List(args) => {
             let volumes = args.client.client().volumes().await?;
             said(&args.client, &volumes, &list(&volumes))

@@ -13,6 +13,7 @@ mod keys;
 mod notify;
 mod rebuild;
 mod release;
+mod restore;
 mod run;
 mod signals;
 mod snapshots;

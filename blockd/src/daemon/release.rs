@@ -13,6 +13,7 @@ use crate::admin::api::VolumeStatus;
 use crate::lease::{self, Judge, Lease, LeaseState, Sighting, Verdict};
 use crate::manifest::Manifest;
 use crate::text::bytes;
+use crate::volume::VolumeStats;
 
 const MARKER: &str = "released";
 /// Between two looks at how far it is.
@@ -77,34 +78,39 @@ impl Daemon {
         self.drain_and_release(name, place).await
     }
 
-    /// From `Releasing` to `Released`; back to `Open` when it is called off.
-    pub(super) async fn drain_and_release(self: &Arc<Self>, name: &str, place: Place) -> Result<(), VolumeError> {
-        with_volume(&place, |volume| volume.begin_release()).await;
-        let stats = loop {
+    /// Sends everything of a volume that is `Releasing`; it goes back to `Open` when that is called off.
+    pub(super) async fn drain(&self, name: &str, place: &Place) -> Result<VolumeStats, VolumeError> {
+        with_volume(place, |volume| volume.begin_release()).await;
+        loop {
             let state =
-                with_volume(&place, |volume| (volume.is_drained(), volume.fenced().map(str::to_owned), volume.stats()));
+                with_volume(place, |volume| (volume.is_drained(), volume.fenced().map(str::to_owned), volume.stats()));
             let Some((drained, fenced, stats)) = state.await else {
                 return Err(VolumeError::Conflict(format!("volume {name:?} was closed meanwhile")));
             };
             if let Some(why) = fenced.or_else(|| stats.log_dead.clone()) {
-                with_volume(&place, |volume| volume.cancel_release()).await;
+                with_volume(place, |volume| volume.cancel_release()).await;
                 if matches!(self.entry(name)?.phase, Phase::Releasing(_)) {
-                    self.set_phase(name, Phase::Open(place));
+                    self.set_phase(name, Phase::Open(place.clone()));
                 }
                 return Err(VolumeError::Conflict(format!("volume {name:?} cannot be released: {why}")));
             }
             if drained {
-                break stats;
+                return Ok(stats);
             }
             if !matches!(self.entry(name)?.phase, Phase::Releasing(_)) {
-                with_volume(&place, |volume| volume.cancel_release()).await;
+                with_volume(place, |volume| volume.cancel_release()).await;
                 return Err(VolumeError::Conflict(format!(
                     "releasing volume {name:?} was called off with {} left to send",
                     bytes(stats.dirty_bytes)
                 )));
             }
             tokio::time::sleep(STEP).await;
-        };
+        }
+    }
+
+    /// From `Releasing` to `Released`; back to `Open` when it is called off.
+    pub(super) async fn drain_and_release(self: &Arc<Self>, name: &str, place: Place) -> Result<(), VolumeError> {
+        let stats = self.drain(name, &place).await?;
         let failed = |why: String| {
             VolumeError::Failed(format!(
                 "volume {name:?} is closed and all of it is in the bucket, but it could not be let go: {why}; `blockd \

@@ -244,6 +244,11 @@ impl Manifest {
         self.snapshots.iter().find(|snapshot| !snapshot.hidden && snapshot.name == name)
     }
 
+    /// What of the history up to the fresh chunk `end` makes up the state there, oldest first.
+    pub fn lineage(&self, end: u64) -> Vec<origin::Stretch> {
+        origin::lineage(&self.restores, end)
+    }
+
     /// Whether clones need what the volume has in the bucket.
     pub fn is_held(&self) -> bool {
         self.snapshots.iter().any(|snapshot| !snapshot.holds.is_empty())

@@ -25,7 +25,7 @@ pub use format::{Durability, EpochStart, Manifest, ManifestFormatError, UnknownD
 #[cfg(feature = "engine")]
 pub use lock::LockError;
 pub use name::{InvalidName, check_name};
-pub use origin::{Origin, Restored};
+pub use origin::{Origin, Restored, Stretch};
 pub use seal::Seal;
 pub use snapshot::{Hold, MAX_SNAPSHOTS, Snapshot, SnapshotId};
 #[cfg(feature = "engine")]

@@ -152,3 +152,42 @@ pub(super) fn restores_problem(restores: &[Restored]) -> Option<&'static str> {
     }
     None
 }
+
+/// A stretch of the history that the present state consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// Its first fresh chunk.
+    pub first: u64,
+    /// Its last fresh chunk; less than the first if it has none.
+    pub last: u64,
+    /// The epochs in which it was the present state, from the first to the last.
+    pub epochs: (u64, u64),
+}
+
+impl Stretch {
+    /// Whether a relocated chunk of this basis and epoch tells of it.
+    pub fn has_relocated(&self, basis: u64, epoch: u64) -> bool {
+        (self.first - 1..=self.last).contains(&basis) && (self.epochs.0..=self.epochs.1).contains(&epoch)
+    }
+}
+
+/// What of the history up to the chunk `end` counts, in order: all but what restores went back behind.
+pub(super) fn lineage(restores: &[Restored], end: u64) -> Vec<Stretch> {
+    let mut stretches = Vec::new();
+    let (mut last, mut until) = (end, u64::MAX);
+    loop {
+        let back = restores.iter().rev().find(|r| r.epoch <= until && r.from_seq <= last);
+        match back {
+            None => {
+                stretches.push(Stretch { first: 1, last, epochs: (0, until) });
+                stretches.reverse();
+                return stretches;
+            }
+            Some(r) => {
+                stretches.push(Stretch { first: r.from_seq + 1, last, epochs: (r.epoch, until) });
+                // A snapshot is older than the restore to it, so this comes to an end.
+                (last, until) = (r.to_seq, r.to_epoch.min(r.epoch - 1));
+            }
+        }
+    }
+}

@@ -114,6 +114,23 @@ fn snapshots_that_contradict_each_other_are_not_stored() {
 }
 
 #[test]
+fn what_restores_went_back_behind_does_not_count() {
+    let stretch = |first, last, epochs| Stretch { first, last, epochs };
+    let of = |restores: &[Restored], end| Manifest { restores: restores.to_vec(), ..manifest() }.lineage(end);
+    assert_eq!(of(&[], 9), [stretch(1, 9, (0, u64::MAX))]);
+    // Back to 5 at 10, in epoch 3; then back to 10 as it was before that, at 15, in epoch 6.
+    let first = Restored { to_seq: 5, to_epoch: 1, from_seq: 10, epoch: 3 };
+    let second = Restored { to_seq: 10, to_epoch: 2, from_seq: 15, epoch: 6 };
+    assert_eq!(of(&[first], 12), [stretch(1, 5, (0, 1)), stretch(11, 12, (3, u64::MAX))]);
+    assert_eq!(of(&[first, second], 15), [stretch(1, 10, (0, 2)), stretch(16, 15, (6, u64::MAX))]);
+    // Back to 10 as it was after the first.
+    let after = Restored { to_epoch: 4, ..second };
+    let whole = [stretch(1, 5, (0, 1)), stretch(11, 10, (3, 4)), stretch(16, 17, (6, u64::MAX))];
+    assert_eq!(of(&[first, after], 17), whole);
+    assert!(whole[1].has_relocated(10, 4) && !whole[1].has_relocated(10, 2) && !whole[0].has_relocated(6, 1));
+}
+
+#[test]
 fn names_of_checkpoint_objects_parse_back() {
     let name = pointer().object;
     assert_eq!(name.key(), "checkpoints/30313233343536373839616263646566/0000000000000001-0000000000000007.ckpt");

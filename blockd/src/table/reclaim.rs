@@ -183,4 +183,49 @@ impl Table {
         *self.lock_chunks() = chunks;
         Ok(())
     }
+
+    /// Whether it is the table of a clone that nothing was written to.
+    pub fn is_at_origin(&self) -> bool {
+        let applied = self.applied();
+        let chunks = self.lock_chunks();
+        let own = chunks.used.keys().chain(chunks.dead.keys()).any(|id| chunks.origin.is_own(*id));
+        chunks.origin.seq > 0 && chunks.origin.seq == applied.seq && !own
+    }
+
+    /// Makes this table, a copy of an earlier state of the volume, the one that comes after `present`: what was born since
+    /// is dead, kept only by snapshots that stand in between. Uses up `number`, the next one of a relocated chunk, so that
+    /// its position is greater than that of `present`. Durable when this returns.
+    pub fn go_on_from(&self, present: &Table, number: u64) -> Result<(), TableError> {
+        let writing = |source| TableError::Engine { op: "writing", source };
+        let reading = |source| TableError::Engine { op: "reading", source };
+        let (upto, theirs) = (present.applied(), present.lock_chunks().clone());
+        let mut applied = self.lock_applied();
+        let ours = self.lock_chunks().clone();
+        let mut batch = Batch::default();
+        for id in ours.dead.keys().filter(|id| !theirs.dead.contains_key(*id) && !theirs.used.contains_key(*id)) {
+            // Deleted since.
+            batch.delete(&key::dead(*id));
+            batch.delete(&key::chunk(*id));
+        }
+        let leave = |(id, usage): (&u64, &Usage)| {
+            // As ever, the newest chunk of the history stays until there is a newer one.
+            let relocated = if *id == upto.seq { 0 } else { number };
+            (*id, Dead { birth: usage.birth, death: upto.seq + 1, relocated, stored: usage.stored })
+        };
+        let left = theirs.used.iter().map(leave).chain(theirs.dead.iter().map(|(id, dead)| (*id, *dead)));
+        for (id, dead) in left.filter(|(id, _)| !ours.used.contains_key(id)) {
+            batch.put(&key::dead(id), key::encode_dead(&dead));
+            let row = present.kv.get(&key::chunk(id)).map_err(reading)?.ok_or(TableError::Unlisted { id })?;
+            batch.put(&key::chunk(id), row);
+        }
+        batch.put(&key::APPLIED, key::encode_applied(upto));
+        batch.put(&key::RELOCATED, key::encode_pair(number, theirs.swept_epoch));
+        self.kv.write(batch).map_err(writing)?;
+        self.persist()?;
+        let mut chunks = Self::load_chunks(&*self.kv)?;
+        chunks.applied = upto.seq;
+        *self.lock_chunks() = chunks;
+        *applied = upto;
+        Ok(())
+    }
 }

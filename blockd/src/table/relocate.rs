@@ -52,8 +52,8 @@ impl RebuildKey {
     }
 }
 
-/// Makes an empty table what the chunks of a volume say, from nothing but their headers, which come in the order of
-/// [`RebuildKey`]. Zeroes that count as allocated and hide nothing may come back as holes. Chunks that turn out to be
+/// Makes a table that is empty, or as a clone's begins, what the chunks of a volume say, from nothing but their headers,
+/// which come in the order of [`RebuildKey`]. Zeroes that count as allocated and hide nothing may come back as holes. Chunks that turn out to be
 /// without use are taken for alive until the end, so that nothing is deleted that a snapshot needs. A failure leaves a
 /// table that must be thrown away.
 pub struct Rebuild<'a> {
@@ -66,7 +66,15 @@ impl<'a> Rebuild<'a> {
     /// `upto` is the end of the history.
     pub fn begin(table: &'a Table, upto: Applied) -> Result<Self, TableError> {
         if !table.is_blank() {
-            return Err(TableError::Damaged("only an empty table can be rebuilt".into()));
+            if !table.is_at_origin() {
+                return Err(TableError::Damaged("only an empty table can be rebuilt".into()));
+            }
+            // Should this not come to its end, that is seen by a table that says something and has no position.
+            let mut applied = table.lock_applied();
+            let mut batch = Batch::default();
+            batch.put(&key::APPLIED, key::encode_applied(Applied::default()));
+            table.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
+            *applied = Applied::default();
         }
         Ok(Self { table, upto, previous: None })
     }
@@ -96,10 +104,15 @@ impl<'a> Rebuild<'a> {
         table.set_all(index, (self.upto.seq + 1, 0), batch)
     }
 
-    /// Says how far the table is now.
-    pub fn finish(self) -> Result<(), TableError> {
+    /// Says how far the table is now. Numbers of relocated chunks up to `least` are taken for given.
+    pub fn finish(self, least: u64) -> Result<(), TableError> {
         let mut applied = self.table.lock_applied();
         let mut batch = Batch::default();
+        let newest = self.table.newest_relocated().max(least);
+        if newest > 0 {
+            batch.put(&key::RELOCATED, key::encode_pair(newest, self.table.swept_epoch()));
+            self.table.lock_chunks().newest = newest;
+        }
         batch.put(&key::APPLIED, key::encode_applied(self.upto));
         self.table.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
         *applied = self.upto;
@@ -244,7 +257,7 @@ impl Table {
         for index in headers {
             rebuild.add(&index?)?;
         }
-        Ok(rebuild.finish()?)
+        Ok(rebuild.finish(0)?)
     }
 
     /// Compares the account of every chunk with the leaves. Reads the whole table.

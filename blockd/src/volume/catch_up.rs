@@ -9,9 +9,9 @@ use super::open::OpenError;
 use super::own::{self, Claim};
 use crate::checkpoint::rebuild;
 use crate::checkpoint::{Checkpoint, CheckpointError, Flaw, restore};
-use crate::chunk::{ChunkIndex, ChunkName, ReadError};
+use crate::chunk::{ChunkIndex, ChunkName, ReadError, relocated_base};
 use crate::crypt::Keys;
-use crate::manifest::{self, CheckpointPointer, Manifest};
+use crate::manifest::{self, CheckpointPointer, Manifest, Restored};
 use crate::store::ObjectStore;
 use crate::table::{Applied, Position, Table, TableError, TableHome};
 
@@ -162,6 +162,10 @@ impl CatchUp<'_> {
             }
             (e, _) => e,
         };
+        // Chunks that a restore went back behind must not be applied, and a table from before it is no beginning.
+        if missed_restore(&table, &claim.manifest) {
+            return self.rebuild(table, claim).await.map_err(|e| checkpoint_lost(e, &*claim));
+        }
         let (mut table, mut from) = (table, from);
         let mut headers_read =
             self.apply_headers(&table, &mut *claim).await.map_err(|e| checkpoint_lost(e, &*claim))?;
@@ -243,10 +247,20 @@ impl CatchUp<'_> {
         Ok((last + 1).saturating_sub(first))
     }
 
+    /// What a rebuild begins with: an empty table, or for a clone that of the snapshot it was made of.
+    async fn beginning(&self, local: Table, claim: &Claim) -> Result<Table, OpenError> {
+        let Some(pointer) = claim.manifest.origin.as_ref().and_then(|origin| origin.checkpoint) else {
+            return self.empty(local, claim).await;
+        };
+        drop(local);
+        let restored = restore::restore(self.store, self.home, claim.manifest.id, &pointer, self.blocking, self.keys);
+        Ok(restored.await.map_err(checkpoint_error)?.table)
+    }
+
     /// A table from nothing but the chunks there are.
     async fn rebuild(&self, local: Table, claim: &mut Claim) -> Result<CaughtUp, OpenError> {
         let name = claim.manifest.name.clone();
-        let table = self.empty(local, claim).await?;
+        let table = self.beginning(local, claim).await?;
         let listed = rebuild::list_chunks(self.store, claim.manifest.id, |_, _| {}).await?;
         let history = rebuild::history(&claim.manifest, &listed, claim.state.seq);
         // What the last checkpoint knew to be dead may have been deleted.
@@ -306,7 +320,13 @@ impl CatchUp<'_> {
     }
 }
 
-fn checkpoint_error(error: CheckpointError) -> OpenError {
+/// Whether the volume went back to a snapshot at a place that the table has not come to.
+pub(crate) fn missed_restore(table: &Table, manifest: &Manifest) -> bool {
+    let before = |r: &Restored| Position { seq: r.from_seq, relocated: relocated_base(r.epoch) };
+    manifest.restores.last().is_some_and(|last| table.position() <= before(last))
+}
+
+pub(super) fn checkpoint_error(error: CheckpointError) -> OpenError {
     match error {
         CheckpointError::Store(e) => OpenError::Store(e),
         CheckpointError::Table(e) => OpenError::Table(e),

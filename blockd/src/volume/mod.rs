@@ -33,6 +33,8 @@ mod flush;
 #[cfg(feature = "engine")]
 mod gate;
 #[cfg(feature = "engine")]
+mod go_back;
+#[cfg(feature = "engine")]
 mod holds;
 #[cfg(feature = "engine")]
 mod job;
@@ -57,6 +59,8 @@ mod write;
 pub use admin::{Deleted, delete, resize};
 pub use api::*;
 #[cfg(feature = "engine")]
+pub(crate) use catch_up::missed_restore;
+#[cfg(feature = "engine")]
 pub use catch_up::{Holes, Progress, TableFrom};
 #[cfg(feature = "engine")]
 pub use checkpoint::{CheckpointRule, DurableCheckpoint};
@@ -71,15 +75,19 @@ pub use engine::{Tuning, Volume, WallClock};
 #[cfg(feature = "engine")]
 pub(crate) use engine::{blocks_of, within_block};
 #[cfg(feature = "engine")]
+pub use go_back::{GoBack, go_back};
+#[cfg(feature = "engine")]
 pub use holds::{Released, release, release_stale};
 #[cfg(feature = "engine")]
 pub use job::{Blocking, Jitter, JobDone};
 #[cfg(feature = "engine")]
 pub use open::{OpenError, OpenOptions, OpenReport, Parts};
 #[cfg(feature = "engine")]
-pub use own::{BucketState, wall_ms};
+pub use own::Claimant;
 #[cfg(feature = "engine")]
-pub(crate) use own::{Claimant, claim};
+pub(crate) use own::claim;
+#[cfg(feature = "engine")]
+pub use own::{BucketState, wall_ms};
 #[cfg(feature = "engine")]
 pub use snapshot::{SnapshotError, SnapshotOrder, SnapshotReply};
 #[cfg(feature = "engine")]

@@ -104,6 +104,9 @@ pub enum OpenError {
     /// The log device.
     #[error("log device: {0}")]
     Device(#[from] io::Error),
+    /// A restore that would leave writes behind.
+    #[error("the log of volume {0} holds writes that are not in the bucket yet; open it, and try again when they are")]
+    Undestaged(String),
     /// Another host wrote to the volume after this one, which still holds writes of its own.
     #[error(
         "another host took volume {name} over (epoch {theirs}), while this host's log still holds writes {first} to \
@@ -438,7 +441,7 @@ impl Volume {
 }
 
 /// Refuses to replay writes that the history went on without.
-fn refuse_stranded(device: &dyn LogDevice, manifest: &Manifest, owner: [u8; 16]) -> Result<(), OpenError> {
+pub(super) fn refuse_stranded(device: &dyn LogDevice, manifest: &Manifest, owner: [u8; 16]) -> Result<(), OpenError> {
     let Some(stranded) = Stranded::find(device, manifest, owner)? else { return Ok(()) };
     let (first, last) = stranded.lsns();
     Err(OpenError::Diverged {

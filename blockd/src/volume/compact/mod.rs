@@ -22,7 +22,7 @@ use super::job::{Done, Stopped};
 use crate::table::{Position, Space, Table, TableError};
 pub(super) use job::{Deleted, Failure, Round};
 pub use policy::CompactionTuning;
-pub(super) use sweep::Unswept;
+pub(super) use sweep::{Unswept, next_number};
 
 /// Pause after a failure.
 const RETRY_US: u64 = 5_000_000;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::chunk::{ChunkName, RELOCATED};
+use crate::chunk::ChunkName;
 use crate::store::StoreErrorKind;
 use crate::table::{Table, TableError};
 use crate::types::VolumeId;
@@ -13,20 +13,14 @@ use super::super::job::Backend;
 use super::Deleted;
 use super::job::DELETE_BATCH;
 
-/// Numbers of relocated chunks begin anew with each epoch, so that those of different owners never meet: this many bits
-/// are for the number within an epoch.
-const NUMBER_BITS: u32 = 32;
 /// So many missing numbers in a row are the end: an owner puts one after the other, but uses up a number without a chunk now
 /// and then.
 const MISSING_MAX: u32 = 8;
 
-/// The number before the first relocated chunk of `epoch`.
-pub(super) fn base(epoch: u64) -> u64 {
-    RELOCATED | (epoch & 0x7fff_ffff) << NUMBER_BITS
-}
+pub(super) use crate::chunk::relocated_base as base;
 
 /// The number of the next relocated chunk of `epoch`.
-pub(super) fn next_number(table: &Table, epoch: u64) -> u64 {
+pub(in super::super) fn next_number(table: &Table, epoch: u64) -> u64 {
     table.newest_relocated().max(base(epoch)) + 1
 }
 
