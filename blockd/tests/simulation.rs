@@ -98,7 +98,9 @@ fn hosts() {
     let Some(counts) = many("hosts", run_fleet) else { return };
     println!("{counts:?}");
     // A simulation in which nothing happens proves nothing.
-    for what in ["taken", "forced", "opened", "released", "stranded", "fenced", "cut off", "stopped", "clock set"] {
+    for what in
+        ["taken", "forced", "opened", "released", "stranded", "fenced", "cut off", "stopped", "clock set", "followed"]
+    {
         assert!(counts.get(what).is_some_and(|n| *n > 0), "never {what}: {counts:?}");
     }
 }

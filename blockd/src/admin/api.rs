@@ -478,6 +478,8 @@ pub struct ChangesQuery {
 pub struct FollowStatus {
     /// Its name, `VOLUME@latest`.
     pub export: String,
+    /// Size of the volume, in bytes.
+    pub size: u64,
     /// Newest chunk of what it shows.
     pub seq: u64,
     /// Newest LSN of what it shows.

@@ -93,7 +93,10 @@ impl Daemon {
                 What::Snapshot { made_ms, .. } => format!("blockd snapshot, made {}", crate::text::date(*made_ms)),
                 What::Latest(_) => "blockd volume, following its owner".to_owned(),
             },
-            size: shown.size,
+            size: match &shown.what {
+                What::Snapshot { .. } => shown.size,
+                What::Latest(following) => following.status().size,
+            },
             read_only: true,
             reactor: shown.place.reactor.clone(),
             key: shown.place.key,
@@ -369,6 +372,7 @@ impl Following {
         let mut status = self.status.lock().expect("no code panics while it holds this lock");
         let reached = follower.reached();
         (status.seq, status.lsn, status.written_ms) = (reached.seq, reached.lsn, reached.written_ms);
+        status.size = follower.size();
         if error.is_none() {
             status.looked_ms = wall_ms();
         }

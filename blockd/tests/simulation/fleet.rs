@@ -11,6 +11,7 @@
 //! - **No mix.** What a read returns is what the history of its host allows.
 //! - **One at a time.** While clocks are no further apart than the lease bears and nobody uses force, no host answers after
 //!   another took the volume.
+//! - **Readers beside the owner** see prefixes of the same history, one after the other.
 //! - **Nothing needed is deleted**, and when all has come to rest, nothing is left that nobody needs.
 
 use std::cell::{Cell, RefCell};
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use blockd::chunk::{ChunkName, Codec};
+use blockd::chunk::{ChunkName, Codec, ReadError};
 use blockd::crypt::{Keys, Secret};
 use blockd::lease::{self, AcquireError, Held, Instants, Lease, LeaseState, Lost, Order, Sighting, Unsent};
 use blockd::manifest::{self, Durability, Encryption, EpochStart, Kdf, Manifest, Seal, VolumeState};
@@ -31,6 +32,7 @@ use blockd::store::{
 };
 use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK_SIZE, Lsn, VolumeId};
+use blockd::view::{FollowOptions, Follower};
 use blockd::volume::{
     Blocking, CompactionTuning, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenError, OpenReport, Outcome, Parts,
     ReadNow, Stranded, Token, Tuning, Volume, WriteData,
@@ -932,6 +934,63 @@ impl Renewals {
     }
 }
 
+/// Somebody who reads the volume without owning it: what he sees is a prefix of the history, and never goes back.
+async fn follow(shared: Rc<Shared>, mut rng: SmallRng, plan: Arc<FaultPlan>) {
+    plan.set_rates(FaultRates {
+        fail_before: 0.02,
+        flip_bit: 0.01,
+        stall: 0.02,
+        stall_max: LATEST,
+        ..Default::default()
+    });
+    let open = async |store: Arc<dyn ObjectStore>| {
+        Follower::open(FollowOptions {
+            store,
+            name: NAME.into(),
+            home: Box::new(|_| TableHome::Memory(MemKv::new())),
+            donor: None,
+            frame_cache: None,
+            blocking: Blocking::Inline,
+            keys: shared.keys.clone(),
+        })
+        .await
+    };
+    let store: Arc<dyn ObjectStore> = Arc::new(FaultyStore::new(shared.bucket.clone(), plan.clone()));
+    let mut newest = 0;
+    while !shared.over.get() {
+        let Ok(mut follower) = open(store.clone()).await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        for _ in 0..rng.random_range(1..100) {
+            let (manifest, _) = manifest::load(shared.bucket.as_ref(), NAME).await.unwrap();
+            let reached = follower.sight().table().applied();
+            assert!(reached.seq >= newest, "a follower went back from chunk {newest} to {reached:?}");
+            newest = reached.seq;
+            match follower.sight().read(0, (SECTORS * SECTOR) as u32).await {
+                Ok((bytes, _)) if reached.seq > 0 => {
+                    let found: Vec<Value> = bytes.chunks(SECTOR).map(value_of).collect();
+                    let history = shared.histories.borrow()[&manifest.epoch_of(reached.seq)].clone();
+                    let expected = history.borrow().state(reached.lsn, SECTORS);
+                    assert!(found == expected, "a follower sees something else than the state at {reached:?}");
+                    shared.count("followed");
+                }
+                Ok((bytes, _)) => assert!(bytes.iter().all(|b| *b == 0), "nothing was written yet"),
+                // It did not come by in time.
+                Err(ReadError::Missing { .. }) => shared.count("too late"),
+                Err(ReadError::Store(_) | ReadError::Header { .. } | ReadError::Corrupt { .. }) => {}
+                Err(error) => panic!("a follower cannot read: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(rng.random_range(1..150))).await;
+            // What it shows stays as it is.
+            let _ = follower.refresh().await;
+            if shared.over.get() {
+                break;
+            }
+        }
+    }
+}
+
 /// One seed: a few hosts, one volume.
 pub struct Fleet {
     rng: SmallRng,
@@ -1023,12 +1082,15 @@ impl Fleet {
     pub async fn run(mut self) -> BTreeMap<&'static str, u64> {
         let hosts = self.rng.random_range(2..4);
         let lives: Vec<_> = (0..hosts).map(|index| tokio::task::spawn_local(self.host(index).live())).collect();
+        let reader = SmallRng::seed_from_u64(self.rng.random());
+        let reader = tokio::task::spawn_local(follow(self.shared.clone(), reader, FaultPlan::new(self.rng.random())));
         tokio::time::sleep(Duration::from_millis(self.rng.random_range(2_000..10_000))).await;
         self.shared.over.set(true);
         let mut hosts = Vec::new();
         for life in lives {
             hosts.push(life.await.expect("no host finds anything wrong"));
         }
+        reader.await.expect("the follower finds nothing wrong");
         // What was sent long ago has landed by now.
         tokio::time::sleep(2 * LATEST).await;
         let last = self.rng.random_range(0..hosts.len());
