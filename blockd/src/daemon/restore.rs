@@ -49,9 +49,7 @@ impl Daemon {
                 Err(error)
             }
         };
-        restored.map_err(|error| {
-            VolumeError::Failed(format!("cannot restore {full}: {}", explain(&error)))
-        })?;
+        restored.map_err(|error| VolumeError::Failed(format!("cannot restore {full}: {}", explain(&error))))?;
         reopened?;
         tracing::info!(volume = %name, snapshot = request.snapshot, "volume restored");
         self.show(name).await

@@ -153,11 +153,7 @@ pub async fn load_held(
 }
 
 /// Replaces such a manifest that is still what it was when it was read as `version`.
-pub async fn replace_held(
-    store: &dyn ObjectStore,
-    manifest: &Manifest,
-    version: Version,
-) -> Result<(), ManifestError> {
+pub async fn replace_held(store: &dyn ObjectStore, manifest: &Manifest, version: Version) -> Result<(), ManifestError> {
     put_over(store, &held_key(manifest.id), manifest, version).await.map(drop)
 }
 

@@ -91,13 +91,8 @@ fn the_golden_manifest_of_a_clone_with_snapshots_reads_and_is_written_the_same()
         checkpoint: Some(pointer()),
     };
     let restores = vec![Restored { to_seq: 256, to_epoch: 1, from_seq: 300, epoch: 3 }];
-    let manifest = Manifest {
-        checkpoint: Some(pointer()),
-        snapshots: snapshots(),
-        origin: Some(origin),
-        restores,
-        ..manifest()
-    };
+    let manifest =
+        Manifest { checkpoint: Some(pointer()), snapshots: snapshots(), origin: Some(origin), restores, ..manifest() };
     crate::chunk::testing::golden("manifest-v2-snapshots.bin", &manifest.encode(), true, |bytes| {
         assert_eq!(Manifest::decode(bytes), Ok(manifest.clone()));
     });

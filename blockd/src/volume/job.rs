@@ -49,16 +49,43 @@ impl JobDone {
 
 #[derive(Debug)]
 pub(super) enum Done {
-    Stored { seq: u64, result: Result<StoredChunk, Stopped> },
-    Applied { seq: u64, result: Result<Space, Stopped> },
-    Read { id: u64, result: Result<Fetched, FetchError> },
-    Prefetched { id: u64, result: Result<Fetched, FetchError> },
-    Segment { segment: u32, result: io::Result<()> },
-    Extents { token: Token, result: Result<Vec<ExtentStatus>, Arc<str>> },
+    Stored {
+        seq: u64,
+        result: Result<StoredChunk, Stopped>,
+    },
+    Applied {
+        seq: u64,
+        result: Result<Space, Stopped>,
+    },
+    Read {
+        id: u64,
+        result: Result<Fetched, FetchError>,
+    },
+    Prefetched {
+        id: u64,
+        result: Result<Fetched, FetchError>,
+    },
+    Segment {
+        segment: u32,
+        result: io::Result<()>,
+    },
+    Extents {
+        token: Token,
+        result: Result<Vec<ExtentStatus>, Arc<str>>,
+    },
     Persisted,
-    Checkpoint { result: Result<Made, CheckpointError> },
-    Collected { keys: Vec<String>, result: Result<usize, CheckpointError> },
-    Compacted { started_us: u64, quiet: bool, result: Result<Round, Failure> },
+    Checkpoint {
+        result: Result<Made, CheckpointError>,
+    },
+    Collected {
+        keys: Vec<String>,
+        result: Result<usize, CheckpointError>,
+    },
+    Compacted {
+        started_us: u64,
+        quiet: bool,
+        result: Result<Round, Failure>,
+    },
     Deleted(Result<Deleted, String>),
     Snapshot(SnapshotDone),
     /// Of a device that is no volume.

@@ -71,11 +71,13 @@ pub use compact::CompactionTuning;
 #[cfg(feature = "engine")]
 pub(crate) use destage::OBJECT_PUTS_MAX;
 #[cfg(feature = "engine")]
-pub(crate) use engine::{blocks_of, within_block};
-#[cfg(feature = "engine")]
 pub use engine::{Tuning, Volume, WallClock};
 #[cfg(feature = "engine")]
+pub(crate) use engine::{blocks_of, within_block};
+#[cfg(feature = "engine")]
 pub use go_back::{GoBack, go_back};
+#[cfg(feature = "engine")]
+pub(crate) use holds::is_held;
 #[cfg(feature = "engine")]
 pub use holds::{Released, release, release_stale};
 #[cfg(feature = "engine")]
@@ -83,11 +85,11 @@ pub use job::{Blocking, Jitter, JobDone};
 #[cfg(feature = "engine")]
 pub use open::{OpenError, OpenOptions, OpenReport, Parts};
 #[cfg(feature = "engine")]
-pub use own::{BucketState, wall_ms};
-#[cfg(feature = "engine")]
 pub use own::Claimant;
 #[cfg(feature = "engine")]
 pub(crate) use own::claim;
+#[cfg(feature = "engine")]
+pub use own::{BucketState, wall_ms};
 #[cfg(feature = "engine")]
 pub use snapshot::{SnapshotError, SnapshotOrder, SnapshotReply};
 #[cfg(feature = "engine")]

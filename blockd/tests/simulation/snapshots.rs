@@ -65,7 +65,8 @@ impl World {
         self.hear_of_snapshots();
         let (manifest, _) = manifest::open(self.bucket.as_ref(), NAME, self.keys.as_ref()).await.unwrap();
         for (name, least) in &self.snapshots.sure {
-            let found = manifest.snapshot(name).unwrap_or_else(|| panic!("snapshot {name} was answered and is not there"));
+            let found =
+                manifest.snapshot(name).unwrap_or_else(|| panic!("snapshot {name} was answered and is not there"));
             assert!(found.lsn >= *least, "snapshot {name} lacks what was accepted before it");
         }
         for snapshot in &manifest.snapshots {
