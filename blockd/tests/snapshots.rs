@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::daemon::{Daemon, wait};
+use common::daemon::{Daemon, program, wait};
 use common::shadow::Shadow;
 
 const MIB: usize = 1 << 20;
@@ -33,6 +33,17 @@ impl Shared {
     fn create(&self, daemon: &Daemon, more: &[&str]) {
         let args = ["volume", "create", "disk", "--size", "8MiB", "--chunk-size", "1MiB"];
         daemon.json(&[&args, more].concat());
+    }
+
+    /// Nothing is wrong with a volume in the bucket, and nothing is nobody's.
+    fn check(&self, name: &str) {
+        let none = self.dir.path().join("none");
+        let args = ["volume", "check", name, "--json", "--data", "--grace", "0s", "--store", &self.url, "--data-dir"];
+        let output = program().args(args).arg(none).output().unwrap();
+        let report = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{name}: {report}{}", String::from_utf8_lossy(&output.stderr));
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        assert_eq!(report["findings"].as_array().map(Vec::len), Some(0), "{report}");
     }
 
     /// Objects whose keys begin so.
@@ -221,6 +232,7 @@ fn clones_share_and_go_in_any_order() {
             }
             host(gone).json(&["volume", "delete", gone, "--yes"]);
             for left in &order[n + 1..] {
+                shared.check(left);
                 let expected = match *left {
                     "disk" => shadow.bytes(),
                     _ => &changed,
@@ -274,6 +286,7 @@ fn a_restore_goes_back_and_keeps_every_snapshot() {
         assert!(contents(&daemon, "disk") == expected, "after a restart");
         daemon.restart_as_new_host("disk");
         assert!(contents(&daemon, "disk") == expected, "on another host");
+        shared.check("disk");
     }
     let expected = contents(&daemon, "disk");
     wait_detached(&daemon);
@@ -281,6 +294,10 @@ fn a_restore_goes_back_and_keeps_every_snapshot() {
     daemon.json(&["volume", "release", "disk"]);
     daemon.json(&["volume", "rebuild", "disk"]);
     assert!(contents(&daemon, "disk") == expected, "rebuilt");
+    for (n, kept) in kept.iter().enumerate() {
+        assert!(contents(&daemon, &format!("disk@s{n}")) == *kept, "snapshot {n} after the rebuild");
+    }
+    shared.check("disk");
 }
 
 #[test]

@@ -26,6 +26,7 @@ pub(super) async fn survey(options: &CheckOptions<'_>, manifest: &Manifest) -> a
     let mut report = Report::new(&manifest.name);
     report.id = manifest.id.to_string();
     look_for_lease(store, manifest, &mut report).await?;
+    look_at_family(store, manifest, &mut report).await?;
 
     let listed =
         rebuild::list_chunks(store, manifest.id, |done, total| (options.progress)("listing", done, total)).await?;
@@ -63,6 +64,28 @@ async fn look_for_lease(store: &dyn ObjectStore, manifest: &Manifest, report: &m
         Ok(_) => report.notes.push("the volume has a lease: a host serves it, or did so last".to_owned()),
         Err(e) if e.kind == StoreErrorKind::NotFound => {}
         Err(e) => return Err(e.into()),
+    }
+    Ok(())
+}
+
+/// What the volume shares with others: the origin must hold for it, and its clones are told.
+async fn look_at_family(store: &dyn ObjectStore, manifest: &Manifest, report: &mut Report) -> anyhow::Result<()> {
+    for snapshot in &manifest.snapshots {
+        let clones: Vec<&str> = snapshot.holds.iter().map(|hold| hold.name.as_str()).collect();
+        let state = if snapshot.hidden { " (deleted)" } else { "" };
+        let made = if clones.is_empty() { String::new() } else { format!(", held for {}", clones.join(", ")) };
+        report.notes.push(format!("snapshot {}{state} stands at chunk {}{made}", snapshot.name, snapshot.seq));
+    }
+    if let Some(origin) = &manifest.origin {
+        if crate::volume::is_held(store, origin, manifest.id).await? {
+            report.notes.push(format!("the volume is a clone of {}, up to chunk {}", origin.name, origin.seq));
+        } else {
+            let detail = format!(
+                "it does not know of its clone {}, whose chunks may be deleted there; copy the clone to a new volume",
+                manifest.name
+            );
+            report.add(Kind::Manifest, origin.name.clone(), detail, false);
+        }
     }
     Ok(())
 }

@@ -61,7 +61,9 @@ pub struct History {
     pub holes: Vec<(u64, u64)>,
     /// Relocated chunks of epochs that were settled.
     pub relocated: Vec<ChunkName>,
-    /// Those that are none of it: seals, what zombies and the like wrote, what a restore went back behind.
+    /// Fresh chunks that a restore went back behind: dead, but snapshots may need them.
+    pub left: Vec<ChunkName>,
+    /// Those that are none of it: seals, what zombies and the like wrote.
     pub others: Vec<ChunkName>,
     /// Which stretches of the history count.
     pub lineage: Vec<Stretch>,
@@ -81,6 +83,8 @@ pub fn history(manifest: &Manifest, chunks: &[Listed], end: u64) -> History {
             if settled { history.relocated.push(*name) } else { history.others.push(*name) }
         } else if counts(name.seq) && manifest.epoch_of(name.seq) == name.epoch {
             fresh.insert(name.seq, *name);
+        } else if name.seq <= end && manifest.epoch_of(name.seq) == name.epoch {
+            history.left.push(*name);
         } else {
             history.others.push(*name);
         }
@@ -124,11 +128,16 @@ pub async fn fill<E: From<ReadError> + From<TableError>>(
 ) -> Result<(), E> {
     let mut order: Vec<(RebuildKey, ChunkName)> =
         history.fresh.iter().map(|name| (RebuildKey::new(name, name.seq), *name)).collect();
+    let mut left = history.left.clone();
     read_headers(store, keys, history.relocated.iter().copied(), |index| {
         step();
         let (basis, epoch) = (index.basis(), index.name.epoch);
-        if keep(basis) && history.lineage.iter().any(|stretch| stretch.has_relocated(basis, epoch)) {
-            order.push((RebuildKey::new(&index.name, index.basis()), index.name));
+        if !keep(basis) {
+            return Ok(());
+        }
+        match history.lineage.iter().any(|stretch| stretch.has_relocated(basis, epoch)) {
+            true => order.push((RebuildKey::new(&index.name, basis), index.name)),
+            false => left.push(index.name),
         }
         Ok::<_, E>(())
     })
@@ -140,6 +149,8 @@ pub async fn fill<E: From<ReadError> + From<TableError>>(
         Ok::<_, E>(rebuild.add(&index)?)
     })
     .await?;
+    // Whoever does not know them would take them for nobody's and delete them.
+    read_headers(store, keys, left, |index| Ok::<_, E>(rebuild.add_dead(&index)?)).await?;
     Ok(rebuild.finish(history.least)?)
 }
 

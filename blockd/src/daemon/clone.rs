@@ -109,7 +109,14 @@ impl Daemon {
             keys,
         };
         let made = async {
-            let begun = volume::begin_clone(store, &order).await?;
+            let begun = match volume::begin_clone(store, &order).await {
+                Ok(begun) => begun,
+                Err(error) => {
+                    // A snapshot made for it would stay for nobody.
+                    self.release_for(&source.name, id, keys).await;
+                    return Err(error);
+                }
+            };
             let encryption = match (secret, keys) {
                 (Some(secret), Some(keys)) => match wrap(keys.clone(), secret, begun.id).await {
                     Ok(encryption) => Some(encryption),
@@ -133,6 +140,18 @@ impl Daemon {
                 error => VolumeError::Failed(why(error)),
             }
         })
+    }
+
+    /// Lets go of what a volume holds for a clone that will not be.
+    async fn release_for(&self, source: &str, clone: VolumeId, keys: Option<&Keys>) {
+        let Ok((manifest, _)) = self.load(source).await else { return };
+        let is_for = |snapshot: &&manifest::Snapshot| snapshot.holds.iter().any(|hold| hold.volume == clone);
+        if let Some(snapshot) = manifest.snapshots.iter().find(is_for)
+            && let Err(error) = volume::release_stale(self.store.as_ref(), &manifest, snapshot, keys).await
+        {
+            tracing::warn!(volume = source, "a snapshot for a clone that was not made stays for now: {error}");
+        }
+        self.tell_snapshots(source).await;
     }
 
     /// Has a volume that is open here look which snapshots it has by now, and remembers that for lists.

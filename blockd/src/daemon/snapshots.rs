@@ -10,6 +10,9 @@ use crate::explain::explain;
 use crate::manifest::{self, Hold, Manifest, ManifestError, Origin, Snapshot};
 use crate::volume::{SnapshotError, SnapshotOrder, SnapshotReply, Volume};
 
+/// A hidden snapshot whose clone is still not there after this long, in milliseconds, is nobody's.
+const ABANDONED_MS: u64 = 3_600_000;
+
 /// The snapshots of a volume, hidden ones included.
 pub(super) fn list(manifest: &Manifest) -> impl Iterator<Item = SnapshotStatus> {
     manifest.snapshots.iter().map(|snapshot| status(&manifest.name, snapshot))
@@ -105,14 +108,25 @@ impl Daemon {
     /// Lets go of what clones hold of a snapshot that never came to be, or are gone.
     async fn release_stale_holds(&self, name: &str, snapshot: &str) -> Result<(), VolumeError> {
         let (manifest, _) = self.load(name).await?;
-        let Some(snapshot) = manifest.snapshot(snapshot).filter(|snapshot| !snapshot.holds.is_empty()) else {
+        // Of those that nobody sees, what was left by somebody who did not come back.
+        let old = |made_ms: u64| made_ms.saturating_add(ABANDONED_MS) < super::volumes::unix_ms();
+        let concerned = manifest.snapshots.iter().filter(|found| !found.holds.is_empty());
+        let concerned = concerned.filter(|found| match found.hidden {
+            true => old(found.made_ms),
+            false => found.name == snapshot,
+        });
+        let concerned: Vec<&Snapshot> = concerned.collect();
+        if concerned.is_empty() {
             return Ok(());
-        };
+        }
         let keys = self.keys.keys_of(&manifest).await.map_err(|e| VolumeError::Conflict(e.to_string()))?;
-        let released = crate::volume::release_stale(self.store.as_ref(), &manifest, snapshot, keys.as_ref()).await;
-        released.map_err(|error| {
-            VolumeError::Failed(format!("cannot look after the clones of {name:?}: {}", explain(&error.into())))
-        })
+        for snapshot in concerned {
+            let released = crate::volume::release_stale(self.store.as_ref(), &manifest, snapshot, keys.as_ref()).await;
+            released.map_err(|error| {
+                VolumeError::Failed(format!("cannot look after the clones of {name:?}: {}", explain(&error.into())))
+            })?;
+        }
+        Ok(())
     }
 
     /// Has a volume that is open here do something to its snapshots. One that nobody has is opened for it.

@@ -6,7 +6,7 @@ use super::key::{self, NumberKey};
 use super::kv::Batch;
 use super::leaf::{LEAF_BLOCKS, Leaf, Target, place};
 use super::lookup::Mapped;
-use super::space::Change;
+use super::space::{Change, Dead};
 use super::table::Table;
 use super::{Applied, TableError};
 use crate::chunk::{ChunkExtent, ChunkIndex, ChunkKind, ChunkName, ExtentKind};
@@ -102,6 +102,25 @@ impl<'a> Rebuild<'a> {
             table.lock_chunks().newest = newest;
         }
         table.set_all(index, (self.upto.seq + 1, 0), batch)
+    }
+
+    /// Takes in a chunk of which nothing counts: dead at the end of the history, kept by snapshots that stand before that.
+    pub fn add_dead(&mut self, index: &ChunkIndex) -> Result<(), TableError> {
+        let table = self.table;
+        let _applied = table.lock_applied();
+        let (id, stored) = (index.name.seq, index.object_len());
+        let dead = Dead { birth: index.basis(), death: self.upto.seq + 1, relocated: 0, stored };
+        let mut batch = Batch::default();
+        batch.put(&key::dead(id), key::encode_dead(&dead));
+        batch.put(&key::chunk(id), key::encode_chunk(&index.name, &index.frames));
+        if index.kind == ChunkKind::Relocated {
+            let newest = table.newest_relocated().max(id);
+            batch.put(&key::RELOCATED, key::encode_pair(newest, 0));
+            table.lock_chunks().newest = newest;
+        }
+        table.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
+        table.lock_chunks().set_dead(id, Some(dead));
+        Ok(())
     }
 
     /// Says how far the table is now. Numbers of relocated chunks up to `least` are taken for given.

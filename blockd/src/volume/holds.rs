@@ -223,7 +223,7 @@ fn tombstone(manifest: &Manifest, hold: &Hold) -> Manifest {
 }
 
 /// Whether the origin still holds for `clone`.
-pub(super) async fn is_held(store: &dyn ObjectStore, origin: &Origin, clone: VolumeId) -> Result<bool, OpenError> {
+pub(crate) async fn is_held(store: &dyn ObjectStore, origin: &Origin, clone: VolumeId) -> Result<bool, OpenError> {
     let error = |e| OpenError::manifest(&origin.name, e);
     match manifest::load(store, &origin.name).await {
         Ok((found, _)) if found.id == origin.volume => return Ok(has(&found, clone)),

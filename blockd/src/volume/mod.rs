@@ -77,6 +77,8 @@ pub(crate) use engine::{blocks_of, within_block};
 #[cfg(feature = "engine")]
 pub use go_back::{GoBack, go_back};
 #[cfg(feature = "engine")]
+pub(crate) use holds::is_held;
+#[cfg(feature = "engine")]
 pub use holds::{Released, release, release_stale};
 #[cfg(feature = "engine")]
 pub use job::{Blocking, Jitter, JobDone};

@@ -29,6 +29,9 @@ use zeroize::Zeroizing;
 use super::disk::SimDisk;
 use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sector_of, value_of};
 
+#[path = "snapshots.rs"]
+mod snapshots;
+
 const BLOCKS: usize = 512;
 const SECTORS: usize = BLOCKS * SECTORS_PER_BLOCK;
 const SEGMENT_BYTES: u64 = 256 * 1024;
@@ -129,6 +132,7 @@ pub struct World {
     /// Whether the checkpoint was damaged, and whether it could not be done without.
     damaged: bool,
     lost: bool,
+    snapshots: snapshots::Snapshots,
     /// Everything the engine asked for and answered, in order.
     digest: Xxh3Default,
 }
@@ -229,6 +233,7 @@ impl World {
             opened_from: None,
             damaged: false,
             lost: false,
+            snapshots: Default::default(),
             digest: Xxh3Default::new(),
             rng,
         }
@@ -252,6 +257,8 @@ impl World {
             self.step(&mut life).await;
         }
         let last = self.settle_down(&mut life).await;
+        self.check_snapshots().await;
+        self.delete_snapshots(&mut life).await;
         self.tidy_up(&mut life).await;
         self.close(&mut life).await;
         drop(life);
@@ -398,6 +405,7 @@ impl World {
         let found = self.read_all(&mut life).await;
         if !self.disk.crashed() {
             self.check_recovered(&life, &found, after);
+            self.check_snapshots().await;
             after = End::Closed;
         }
         let steps = self.rng.random_range(50..600);
@@ -420,6 +428,7 @@ impl World {
                 life.volume.set_codec([Codec::None, Codec::Lz4, Codec::Zstd(1)][self.rng.random_range(0..3)]);
             }
             self.random_request(&mut life);
+            self.random_snapshot(&mut life);
             self.step(&mut life).await;
         }
         let end = if !self.disk.crashed() {
