@@ -3,7 +3,7 @@
 //! [`mod@open`] measures opening a volume on a new host and what its checkpoints cost.
 //! [`load`] is the NBD load generator and [`drive`] the command for it alone, [`server`] starts blockd and its peers, [`nbd`] is the benchmark made of
 //! both, [`report`] turns its cases into tables, JSON and Markdown. [`crash`] kills a server under load and checks
-//! what is left against a model.
+//! what is left against a model. [`record`] keeps what a kernel writes and looks at what power cuts would leave.
 
 // The futures of the AWS SDK are deep.
 #![recursion_limit = "256"]
@@ -14,5 +14,6 @@ pub mod fio;
 pub mod load;
 pub mod nbd;
 pub mod open;
+pub mod record;
 pub mod report;
 pub mod server;

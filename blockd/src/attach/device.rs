@@ -26,8 +26,7 @@ impl Device {
     /// All that the kernel has, by number.
     pub fn all() -> Vec<Self> {
         let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-        let mut all: Vec<Self> =
-            entries.filter_map(|entry| Self::parse(entry.file_name().to_str()?)).collect();
+        let mut all: Vec<Self> = entries.filter_map(|entry| Self::parse(entry.file_name().to_str()?)).collect();
         all.sort_by_key(|device| device.0);
         all
     }
@@ -62,11 +61,13 @@ impl Device {
     pub fn mounts(self) -> Vec<String> {
         let name = format!("/dev/nbd{}", self.0);
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-        let of_it = |source: &str| {
-            source.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with('p'))
-        };
+        let of_it =
+            |source: &str| source.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with('p'));
         let lines = mounts.lines().filter_map(|line| line.split_once(' '));
-        lines.filter(|(source, _)| of_it(source)).filter_map(|(_, rest)| rest.split(' ').next().map(str::to_owned)).collect()
+        lines
+            .filter(|(source, _)| of_it(source))
+            .filter_map(|(_, rest)| rest.split(' ').next().map(str::to_owned))
+            .collect()
     }
 
     /// Opens it for itself alone: EBUSY while it is mounted, or otherwise claimed.

@@ -43,6 +43,8 @@ pub struct Keeper {
     /// Connections the kernel may have from a keeper before us; they cannot be watched.
     unknown: usize,
     pause: Duration,
+    /// The kernel has said that the device is being taken away.
+    gone: bool,
     /// What was last complained about, so that it is said once.
     complaint: String,
     say: Box<dyn FnMut(&str)>,
@@ -63,8 +65,8 @@ impl Keeper {
         say: Box<dyn FnMut(&str)>,
     ) -> Self {
         let wanted = held.len() + unknown;
-        let complaint = String::new();
-        Self { kernel, device, backend, server, id, size, wanted, held, unknown, pause: PAUSE_MIN, complaint, say }
+        let (pause, gone, complaint) = (PAUSE_MIN, false, String::new());
+        Self { kernel, device, backend, server, id, size, wanted, held, unknown, pause, gone, complaint, say }
     }
 
     /// Looks after the device until it is gone, or until `signals`, a descriptor, can be read.
@@ -101,7 +103,8 @@ impl Keeper {
 
     /// Whether the device is no longer the one that was attached.
     fn is_gone(&self) -> bool {
-        !self.device.is_connected() || self.device.backend().is_none_or(|text| text != self.backend.text)
+        // A device that is still open somewhere outlives its end, as a name without connections.
+        self.gone || !self.device.is_connected() || self.device.backend().is_none_or(|text| text != self.backend.text)
     }
 
     /// Waits for the end of a connection, a signal, or the time; whether it was a signal.
@@ -178,7 +181,10 @@ impl Keeper {
                 self.size, found.size
             )));
         }
-        self.kernel.offer(self.device.0, &self.backend.text, socket.as_fd())?;
+        if let Err(error) = self.kernel.offer(self.device.0, &self.backend.text, socket.as_fd()) {
+            self.gone = error.raw_os_error() == Some(libc::EINVAL);
+            return Err(error);
+        }
         let taken = server::is_taken(&socket)?;
         if taken {
             self.held.push(socket);

@@ -4,12 +4,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::device::Device;
 use super::server::Server;
 
 /// Where the keepers' locks and messages are.
 pub const RUN_DIR: &str = "/run/blockd";
+/// How often a lock that is held is tried again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What a device is attached to: the text `blockd:VOLUME@SERVER#NONCE` that the kernel keeps with it. The nonce tells two
 /// attachments of the same volume apart, so that the keeper of one cannot take the other for its own.
@@ -65,6 +68,20 @@ pub enum LockError {
 }
 
 impl Lock {
+    /// [`Self::take`], waiting for a keeper that is about to end.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn take_in_time(device: Device, patience: Duration) -> Result<Self, LockError> {
+        let begun = Instant::now();
+        loop {
+            match Self::take(device) {
+                Err(LockError::Held(_)) if begun.elapsed() < patience => std::thread::sleep(PAUSE),
+                other => return other,
+            }
+        }
+    }
+
     /// Takes the lock of a device.
     ///
     /// # Errors
