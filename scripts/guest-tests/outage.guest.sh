@@ -13,7 +13,7 @@ perl /share/writer.pl write /mnt/d /tmp/journal /tmp/stop &
 writer=$!
 dd if=/dev/urandom of=/mnt/big bs=1M count=400 conv=fsync 2>/tmp/dd &
 bulk=$!
-sleep 1
+until [ -e /tmp/journal ] && [ "$(wc -l </tmp/journal)" -gt 10 ]; do sleep 0.2; done
 host away
 say "the bucket is away"
 # What neither the guest nor the daemon remembers is waited for as well.

@@ -4,7 +4,9 @@
 
 seconds=${SECONDS_AWAY:-$([ -n "$long" ] && echo 120 || echo 40)}
 # A real S3 server, which is stopped for the time.
-eval "$("$root/scripts/dev-s3" start --port "${S3_PORT:-7491}" --dir "$sockets/s3")"
+port=${S3_PORT:-$((20000 + RANDOM % 10000))}
+environment=$("$root/scripts/dev-s3" start --port "$port" --dir "$sockets/s3")
+eval "$environment"
 stop_s3() { resume_s3; "$root/scripts/dev-s3" stop --dir "$sockets/s3" >/dev/null 2>&1; }
 gateway() { cat "$sockets/s3/run/rgw.pid"; }
 resume_s3() { [ ! -s "$work/gateway" ] || kill -CONT "$(cat "$work/gateway")" 2>/dev/null || true; }

@@ -14,6 +14,9 @@ for fs in e x; do
     perl /share/writer.pl write /mnt/$fs /tmp/journal.$fs /tmp/stop &
     writers+=($!)
 done
+for fs in e x; do
+    until [ -e /tmp/journal.$fs ] && [ "$(wc -l </tmp/journal.$fs)" -gt 10 ]; do sleep 0.2; done
+done
 for n in $(seq "$KILLS"); do
     sleep "0.$((RANDOM % 10))"
     host kill
