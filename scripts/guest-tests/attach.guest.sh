@@ -105,3 +105,47 @@ done
 blockd detach "$device"
 [ "$(host clients)" = 0 ] || { sleep 1; [ "$(host clients)" = 0 ]; } || fail "connections are left"
 say "detached"
+
+# --- a daemon on the same machine: its address is known, and its end is none for the device
+scratch=$(grep -l scratch /sys/block/vd*/serial)
+mkfs.ext4 -q "/dev/$(basename "$(dirname "$scratch")")"
+mkdir /srv/local
+mount "/dev/$(basename "$(dirname "$scratch")")" /srv/local
+export BLOCKD_DATA=/srv/local/data
+serve() {
+    blockd serve --log-segment 16MiB --log-size 128MiB --nbd-tcp none --dirty-memory 16MiB --block-cache 16MiB >/tmp/ready 2>/tmp/serve.log &
+    daemon=$!
+    until grep -q '^blockd ready' /tmp/ready; do
+        kill -0 $daemon || { cat /tmp/serve.log; fail "the daemon in the guest does not start"; }
+        sleep 0.1
+    done
+}
+serve
+refused 'no volume "local"' blockd attach local
+blockd volume create local --size 256MiB >/dev/null
+blockd attach local --foreground --timeout 1s >/tmp/device 2>/tmp/keeper.log &
+keeper=$!
+until [ -s /tmp/device ]; do kill -0 $keeper; sleep 0.1; done
+device=$(cat /tmp/device)
+mkfs.ext4 -q "$device"
+mount "$device" /mnt
+kill $keeper
+sleep 1
+kill -0 $keeper || fail "the keeper left a mounted device"
+grep -q 'is in use: it is mounted on /mnt' /tmp/keeper.log || { cat /tmp/keeper.log; fail "the keeper does not say why it stays"; }
+echo before >/mnt/file
+kill -9 $daemon
+wait $daemon || true
+echo after >>/mnt/file
+serve
+sync -f /mnt
+[ "$(cat /mnt/file)" = "before
+after" ] || fail "the file differs"
+umount /mnt
+kill $keeper
+wait $keeper || fail "the keeper failed: $(cat /tmp/keeper.log)"
+[ ! -e "/sys/block/${device#/dev/}/pid" ] || fail "the device stays"
+kill $daemon
+wait $daemon || fail "the daemon failed"
+umount /srv/local
+say "a daemon in the guest: attached over its socket"

@@ -12,4 +12,6 @@ ctl volume create disk --size 4GiB >/dev/null
 ctl volume create huge --size 8TiB >/dev/null
 mkdir -p "$work/share"
 tar -C "$root" -cf "$work/share/tree.tar" blockd/src blockd/tests docs scripts
-guest --timeout "${TIMEOUT:-400}" --mem 1536
+# For a daemon in the guest: its log wants a disk with O_DIRECT.
+truncate -s 1G "$work/scratch.img"
+guest --timeout "${TIMEOUT:-400}" --mem 1536 --disk scratch="$work/scratch.img"

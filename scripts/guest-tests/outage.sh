@@ -2,7 +2,7 @@
 # The bucket is away while the guest writes: writing goes on until the log is full, waits, and goes on. No error.
 . "$(dirname "$0")/lib.sh"
 
-seconds=${SECONDS_AWAY:-$([ -n "$long" ] && echo 120 || echo 40)}
+seconds=${SECONDS_AWAY:-$([ -n "$long" ] && echo 120 || echo 25)}
 # A real S3 server, which is stopped for the time.
 port=${S3_PORT:-$((20000 + RANDOM % 10000))}
 environment=$("$root/scripts/dev-s3" start --port "$port" --dir "$sockets/s3")

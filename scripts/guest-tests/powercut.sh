@@ -40,3 +40,9 @@ until [ -s "$work/addresses" ]; do sleep 0.05; done
 guest --timeout "${TIMEOUT:-240}" --env RECORDER="10.0.2.2:${nbd##*:}" --env MARKS="10.0.2.2:${marks##*:}" --env FS="$fs" --env SECONDS_OF_LOAD="$seconds"
 echo "recorded $(du -h "$work/recording" | cut -f1) of $fs"
 "$bin/nbd-record" replay "$work/recording" "$work/replay" --size $size --after mounted --points "$points" --check "$work/check"
+# A disk that loses a write now and then must be noticed, or else the check is worth nothing.
+if "$bin/nbd-record" replay "$work/recording" "$work/replay" --size $size --after mounted --points 25 --lose 5 --check "$work/check" >"$work/lossy" 2>&1; then
+    die "a disk that loses every fifth write was not noticed"
+fi
+unmount
+echo "a disk that loses writes is noticed: $(tail -n 1 "$work/lossy" | cut -c1-150)"

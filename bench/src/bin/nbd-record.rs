@@ -40,6 +40,9 @@ enum Command {
         /// Look at so many of the flushes; 0 for all.
         #[arg(long, default_value_t = 0)]
         points: usize,
+        /// Leave out every so-manieth write; 0 for none.
+        #[arg(long, default_value_t = 0)]
+        lose: usize,
         /// A program that gets the paths of an image and of the marks before it.
         #[arg(long)]
         check: PathBuf,
@@ -49,8 +52,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Proxy { upstream, recording, addresses } => proxy::run(&upstream, &recording, &addresses),
-        Command::Replay { recording, dir, size, after, points, check } => {
-            replay::run(&replay::Plan { recording, dir, size, after, points, check }).map(|outcome| {
+        Command::Replay { recording, dir, size, after, points, lose, check } => {
+            replay::run(&replay::Plan { recording, dir, size, after, points, lose, check }).map(|outcome| {
                 println!("{} of {} flushes leave what they must", outcome.checked, outcome.flushes);
             })
         }

@@ -23,6 +23,9 @@ pub struct Plan {
     pub after: String,
     /// Look at this many of them, evenly spread; 0 for all.
     pub points: usize,
+    /// Leave out every so-manieth write after the mark, as a disk would that loses what it has acknowledged; 0 for none. The
+    /// checks must notice.
+    pub lose: usize,
     /// A program that gets the path of an image, which it may change, and that of a file with the marks before the flush.
     pub check: PathBuf,
 }
@@ -48,10 +51,12 @@ pub fn run(plan: &Plan) -> Result<Outcome> {
     let base = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&base_path)?;
     base.set_len(plan.size)?;
     let mut marks = String::new();
-    let (mut begun, mut flush) = (false, 0);
+    let (mut begun, mut flush, mut writes) = (false, 0, 0);
     let mut input = open(&plan.recording)?;
     while let Some(event) = log::take(&mut input)? {
+        writes += usize::from(begun && matches!(event, Event::Write { .. }));
         match event {
+            Event::Write { .. } if begun && plan.lose > 0 && writes % plan.lose == 0 => {}
             Event::Write { offset, data } => base.write_all_at(&data, offset)?,
             Event::Zero { offset, len } => punch(&base, offset, len)?,
             Event::Mark(text) if text == plan.after => begun = true,
@@ -151,7 +156,8 @@ mod tests {
         let check = tmp.path().join("check");
         std::fs::write(&check, "#!/bin/sh\n[ \"$(cat \"$2\")\" = known ]\n").unwrap();
         std::fs::set_permissions(&check, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let plan = Plan { recording, dir: tmp.path().into(), size: 16384, after: "begin".into(), points: 0, check };
+        let plan =
+            Plan { recording, dir: tmp.path().into(), size: 16384, after: "begin".into(), points: 0, lose: 0, check };
         assert_eq!(run(&plan).unwrap(), Outcome { flushes: 1, checked: 1 });
         let image = std::fs::read(tmp.path().join("cut.img")).unwrap();
         assert_eq!(image.len(), 16384);

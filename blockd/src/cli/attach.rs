@@ -1,6 +1,6 @@
 //! `blockd attach` and `blockd detach`: volumes as block devices of this machine.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -336,6 +336,10 @@ fn set_up(
     let finish = || {
         let lock =
             Lock::take_in_time(device, DEVICE_PATIENCE).with_context(|| format!("cannot look after {device}"))?;
+        // Since 5.14 the kernel keeps the text by which a keeper knows its device.
+        if device.backend().as_deref() != Some(&backend.text) {
+            bail!("this kernel is too old for attached devices that survive restarts; it must be Linux 5.14 or newer");
+        }
         device.wait_ready(found.size, DEVICE_PATIENCE).with_context(|| format!("{device} does not get ready"))?;
         anyhow::Ok(lock)
     };
@@ -426,16 +430,18 @@ fn announce(args: &AttachArgs, device: Device, server: &Server, size: u64) -> an
     // Nobody's session is ours from here on.
     // SAFETY: plain system call; it fails if we lead one already, which is as good.
     unsafe { libc::setsid() };
-    print(&format!("{device} {size}\n"))?;
     let log = OpenOptions::new().create(true).append(true).open(place::log_path(device))?;
     let null = OpenOptions::new().write(true).open("/dev/null")?;
-    for (from, to) in [(log.as_raw_fd(), libc::STDERR_FILENO), (null.as_raw_fd(), libc::STDOUT_FILENO)] {
-        // SAFETY: both are open descriptors; what stood at `to` is closed.
-        if unsafe { libc::dup2(from, to) } < 0 {
-            return Err(io::Error::last_os_error().into());
-        }
-    }
+    become_fd(&log, libc::STDERR_FILENO)?;
+    print(&format!("{device} {size}\n"))?;
+    become_fd(&null, libc::STDOUT_FILENO)?;
     Ok(())
+}
+
+/// Puts an open file in the place of a standard stream.
+fn become_fd(file: &File, stream: libc::c_int) -> io::Result<()> {
+    // SAFETY: both are open descriptors; what stood at `stream` is closed.
+    if unsafe { libc::dup2(file.as_raw_fd(), stream) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The keeper must work when the machine waits for its own device: it must not be paged out, reclaim memory by I/O, be
