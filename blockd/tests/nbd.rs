@@ -327,6 +327,24 @@ fn a_slow_reader_stops_being_read_from_and_loses_nothing() {
 }
 
 #[test]
+fn what_a_client_left_unread_when_it_hung_up_is_not_carried_out() {
+    let rig = Rig::new(RamDevice::new(1 << 20), 1 << 20);
+    let mut client = rig.client();
+    let read = Request::new(command::READ, 0, 1, 0, 1 << 20);
+    let write = Request::new(command::WRITE, 0, 2, 0, 5);
+    // The server gets stuck with the answers to the reads, and does not come to the write.
+    client.send(read, &[&read.as_bytes().repeat(30), write.as_bytes(), b"stale"].concat());
+    client.0.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut second = rig.client();
+    assert_eq!(second.write(0, 0, b"fresh"), 0);
+    let mut rest = Vec::new();
+    // However much of the answers still comes.
+    let _ = client.0.read_to_end(&mut rest);
+    eventually("one client", || rig.clients() == 1);
+    assert_eq!(second.read(0, 5), b"fresh");
+}
+
+#[test]
 fn closing_a_device_says_goodbye_to_its_clients() {
     let rig = Rig::new(RamDevice::new(1 << 20), 1 << 20);
     let mut client = rig.client();

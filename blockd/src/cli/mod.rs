@@ -4,6 +4,7 @@
 //! Results go to stdout, as text or with `--json` as JSON; errors go to stderr as one line that says what failed, on
 //! what, and what to do. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod attach;
 mod check;
 mod client;
 mod confirm;
@@ -30,8 +31,7 @@ const EXAMPLES: &str = "\
 Examples:
   blockd serve --data /srv/blockd                  start with nothing but a directory
   blockd volume create disk --size 100GiB          make a volume
-  nbd-client -unix /srv/blockd/nbd.sock /dev/nbd0 -N disk
-                                                   attach it to this machine
+  blockd attach disk                               make it /dev/nbd0 of this machine
   blockd status --watch                            see what is not in the bucket yet
   blockd volume import vm debian.qcow2 --create    make a volume of an image
 
@@ -55,6 +55,10 @@ enum Command {
     /// Make, list and delete snapshots: VOLUME@NAME
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// Make a volume a block device of this machine, /dev/nbdN, which outlives restarts of the daemon
+    Attach(attach::AttachArgs),
+    /// Take a volume's block device away
+    Detach(attach::DetachArgs),
     /// Show what the daemon does: per volume what is not in the bucket yet, speed, hits, requests and their price
     Status(status::StatusArgs),
 }
@@ -106,6 +110,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Command::Volume(command) => block_on(volume::run(command)),
         Command::Snapshot(command) => block_on(snapshot::run(command)),
+        Command::Attach(args) => attach::attach(args),
+        Command::Detach(args) => attach::detach(&args),
         Command::Status(args) => block_on(status::run(args)),
     };
     match result {
@@ -204,6 +210,11 @@ mod tests {
             "blockd snapshot list --json",
             "blockd snapshot list disk",
             "blockd snapshot delete disk@monday",
+            "blockd attach disk",
+            "blockd attach disk /dev/nbd3 --server 10.0.0.5:10809 --connections 8 --timeout 30s --dead-timeout 10m",
+            "blockd attach disk --server unix:/run/nbd.sock --block-size 512 --foreground --json",
+            "blockd detach disk",
+            "blockd detach /dev/nbd3 --force",
             "blockd status",
             "blockd status --watch",
             "blockd status --watch 5 --json",
@@ -226,6 +237,10 @@ mod tests {
             "blockd volume import disk f --size 1GiB",
             "blockd volume create disk --size 1GiB --key-file /k",
             "blockd volume create disk --size 1GiB --encrypt --key-file /k --passphrase-file /p",
+            "blockd attach disk /dev/sda",
+            "blockd attach disk --block-size 1000",
+            "blockd attach disk --connections 0",
+            "blockd attach disk --server nowhere",
             "blockd volume set disk",
             "blockd volume set disk --codec gzip",
             "blockd serve --key-file k",

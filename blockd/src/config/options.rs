@@ -144,6 +144,10 @@ pub struct Config {
     #[arg(long, value_name = "TIME", default_value = "2s", help_heading = "Volumes of other hosts")]
     pub follow_interval: Interval,
 
+    /// How long a read waits for a bucket that is away; then it fails, which a filesystem takes for a broken disk
+    #[arg(long, value_name = "TIME", default_value = "10m", help_heading = "Memory and caches")]
+    pub read_patience: Interval,
+
     /// Memory for writes that are not in the bucket yet, all volumes together; beyond it they are read from the log
     /// [default: a 16th of the memory]
     #[arg(long, value_name = "SIZE", help_heading = "Memory and caches")]
@@ -320,10 +324,7 @@ impl Config {
             return Err(format!("compaction-ratio is {}; it must be from 1.1 to 10", self.compaction_ratio));
         }
         if self.delete_grace.0 < std::time::Duration::from_secs(30) {
-            return Err(format!(
-                "delete-grace is {}; it must be at least 30s, as long as a read may take",
-                self.delete_grace
-            ));
+            return Err(format!("delete-grace is {}; it must be at least 30s", self.delete_grace));
         }
         if self.follow_interval.0.is_zero() || self.follow_interval.0 > self.delete_grace.0 / 3 {
             return Err(format!(

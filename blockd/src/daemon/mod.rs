@@ -10,7 +10,7 @@ mod data_dir;
 mod exports;
 mod hold;
 mod keys;
-mod notify;
+pub(crate) mod notify;
 mod rebuild;
 mod release;
 mod restore;

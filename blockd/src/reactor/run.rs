@@ -382,6 +382,9 @@ impl Reactor {
         if let Some(conn) = self.conns.get_mut(index)
             && conn.generation == generation
         {
+            if completion.result.as_ref().is_err_and(|error| conn.session.hangs_up_for(error)) {
+                conn.kill();
+            }
             conn.session.complete(completion.token.0 as u16, completion.result, &mut conn.out);
             self.queue(index);
         }

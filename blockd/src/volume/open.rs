@@ -376,7 +376,8 @@ impl Volume {
         let ended = manifest.epochs.iter().zip(next).map(|(e, next)| (e.epoch, e.first_seq..next.first_seq));
         let compact = Compact::new(&table, ended)?;
         let reader = BlockReader::new(manifest.id, table.clone(), parts.store.clone(), parts.frame_cache)
-            .with_keys(parts.keys.clone());
+            .with_keys(parts.keys.clone())
+            .with_deadline(parts.tuning.read_patience);
         let mut volume = Volume {
             id: manifest.id,
             size: manifest.size,

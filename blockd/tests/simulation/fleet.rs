@@ -1037,6 +1037,7 @@ impl Fleet {
             checkpoint_grace_us: 5_000_000,
             compaction: CompactionTuning { rate: 1 << 40, ratio: [1.1, 1.5][rng.random_range(0..2)], floor: 0.2 },
             delete_grace_us: 2 * LATEST.as_micros() as u64 * rng.random_range(1..4),
+            read_patience: Duration::from_secs(30),
         };
         let shared = Shared {
             bucket,
