@@ -1,18 +1,21 @@
 //! Benchmarks and the crash tester of blockd.
 //!
 //! [`mod@open`] measures opening a volume on a new host and what its checkpoints cost.
-//! [`load`] is the NBD load generator and [`drive`] the command for it alone, [`server`] starts blockd and its peers, [`nbd`] is the benchmark made of
+//! [`nvme`] compares blockd over NVMe/TCP with blockd over NBD.
+//! [`load`] is the load generator and [`drive`] the command for it alone, [`server`] starts blockd and its peers, [`nbd`] is the benchmark made of
 //! both, [`report`] turns its cases into tables, JSON and Markdown. [`crash`] kills a server under load and checks
 //! what is left against a model.
 
 // The futures of the AWS SDK are deep.
 #![recursion_limit = "256"]
 
+pub mod client;
 pub mod crash;
 pub mod drive;
 pub mod fio;
 pub mod load;
 pub mod nbd;
+pub mod nvme;
 pub mod open;
 pub mod report;
 pub mod server;

@@ -270,6 +270,14 @@ impl Queue {
         self.framing
     }
 
+    /// The connection, for somebody else to go on with; nothing may be in flight.
+    ///
+    /// # Errors
+    /// Something was received that nobody asked for.
+    pub fn into_stream(self) -> io::Result<std::net::TcpStream> {
+        self.socket.into_tcp()
+    }
+
     /// Sends what is queued.
     ///
     /// # Errors

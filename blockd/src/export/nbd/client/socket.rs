@@ -73,6 +73,14 @@ impl Socket {
         Self { stream, outbox: Vec::with_capacity(QUEUE_BYTES_MAX), inbox: Vec::new(), taken: 0, filled: 0, timeout }
     }
 
+    /// The TCP connection itself, when all that came was used; it does not block.
+    pub fn into_tcp(self) -> io::Result<TcpStream> {
+        match self.stream {
+            Stream::Tcp(stream) if self.taken == self.filled && self.outbox.is_empty() => Ok(stream),
+            _ => Err(io::Error::other("the connection is still in use, or no TCP connection")),
+        }
+    }
+
     /// Queues `header` and `payload`, sending if there is enough to send.
     pub fn queue(&mut self, header: &[u8], payload: &[u8]) -> io::Result<()> {
         self.outbox.extend_from_slice(header);
