@@ -4,7 +4,7 @@
 //! [`nvme`] compares blockd over NVMe/TCP with blockd over NBD.
 //! [`load`] is the load generator and [`drive`] the command for it alone, [`server`] starts blockd and its peers, [`nbd`] is the benchmark made of
 //! both, [`report`] turns its cases into tables, JSON and Markdown. [`crash`] kills a server under load and checks
-//! what is left against a model.
+//! what is left against a model. [`record`] keeps what a kernel writes and looks at what power cuts would leave.
 
 // The futures of the AWS SDK are deep.
 #![recursion_limit = "256"]
@@ -17,5 +17,6 @@ pub mod load;
 pub mod nbd;
 pub mod nvme;
 pub mod open;
+pub mod record;
 pub mod report;
 pub mod server;

@@ -16,6 +16,8 @@
 
 #[cfg(feature = "engine")]
 pub mod admin;
+#[cfg(feature = "engine")]
+pub mod attach;
 pub mod buf;
 #[cfg(feature = "engine")]
 pub mod cache;

@@ -4,6 +4,7 @@
 //! Results go to stdout, as text or with `--json` as JSON; errors go to stderr as one line that says what failed, on
 //! what, and what to do. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod attach;
 mod check;
 mod client;
 mod confirm;
@@ -29,8 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   blockd serve --data /srv/blockd                  start with nothing but a directory
   blockd volume create disk --size 100GiB          make a volume
-  nbd-client -unix /srv/blockd/nbd.sock /dev/nbd0 -N disk
-                                                   attach it to this machine
+  blockd attach disk                               make it /dev/nbd0 of this machine
   blockd status --watch                            see what is not in the bucket yet
   blockd volume import vm debian.qcow2 --create    make a volume of an image
 
@@ -51,6 +51,10 @@ enum Command {
     /// Create, list, show, resize, delete, import and export volumes
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// Make a volume a block device of this machine, /dev/nbdN, which outlives restarts of the daemon
+    Attach(attach::AttachArgs),
+    /// Take a volume's block device away
+    Detach(attach::DetachArgs),
     /// Show what the daemon does: per volume what is not in the bucket yet, speed, hits, requests and their price
     Status(status::StatusArgs),
 }
@@ -101,6 +105,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             serve::run(*args, matches)
         }
         Command::Volume(command) => block_on(volume::run(command)),
+        Command::Attach(args) => attach::attach(args),
+        Command::Detach(args) => attach::detach(&args),
         Command::Status(args) => block_on(status::run(args)),
     };
     match result {
@@ -192,6 +198,11 @@ mod tests {
             "blockd volume delete disk --yes --force",
             "blockd volume import disk image.raw --create --size 20GiB",
             "blockd volume export disk image.qcow2 --format qcow2 --force",
+            "blockd attach disk",
+            "blockd attach disk /dev/nbd3 --server 10.0.0.5:10809 --connections 8 --timeout 30s --dead-timeout 10m",
+            "blockd attach disk --server unix:/run/nbd.sock --block-size 512 --foreground --json",
+            "blockd detach disk",
+            "blockd detach /dev/nbd3 --force",
             "blockd status",
             "blockd status --watch",
             "blockd status --watch 5 --json",
@@ -212,6 +223,10 @@ mod tests {
             "blockd volume import disk f --size 1GiB",
             "blockd volume create disk --size 1GiB --key-file /k",
             "blockd volume create disk --size 1GiB --encrypt --key-file /k --passphrase-file /p",
+            "blockd attach disk /dev/sda",
+            "blockd attach disk --block-size 1000",
+            "blockd attach disk --connections 0",
+            "blockd attach disk --server nowhere",
             "blockd volume set disk",
             "blockd volume set disk --codec gzip",
             "blockd serve --key-file k",

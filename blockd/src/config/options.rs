@@ -151,6 +151,10 @@ pub struct Config {
     #[arg(long, value_name = "TIME", default_value = "1m", help_heading = "Space in the bucket")]
     pub delete_grace: Interval,
 
+    /// How long a read waits for a bucket that is away; then it fails, which a filesystem takes for a broken disk
+    #[arg(long, value_name = "TIME", default_value = "10m", help_heading = "Memory and caches")]
+    pub read_patience: Interval,
+
     /// Memory for writes that are not in the bucket yet, all volumes together; beyond it they are read from the log
     /// [default: a 16th of the memory]
     #[arg(long, value_name = "SIZE", help_heading = "Memory and caches")]
@@ -340,7 +344,7 @@ impl Config {
         }
         if self.delete_grace.0 < std::time::Duration::from_secs(30) {
             return Err(format!(
-                "delete-grace is {}; it must be at least 30s, as long as a read may take",
+                "delete-grace is {}; it must be at least 30s",
                 self.delete_grace
             ));
         }

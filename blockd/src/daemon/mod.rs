@@ -9,7 +9,7 @@ mod data_dir;
 mod exports;
 mod hold;
 mod keys;
-mod notify;
+pub(crate) mod notify;
 mod rebuild;
 mod release;
 mod run;

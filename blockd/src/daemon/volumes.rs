@@ -628,6 +628,7 @@ impl Daemon {
                     ratio: self.config.compaction_ratio,
                     ..CompactionTuning::default()
                 },
+                read_patience: self.config.read_patience.0,
                 delete_grace_us: u64::try_from(self.config.delete_grace.0.as_micros()).unwrap_or(u64::MAX),
                 ..Tuning::default()
             },

@@ -162,11 +162,24 @@ impl Conn {
         if self.dead || self.hung_up || self.recv_runs.is_some() {
             return Ok(());
         }
+        if self.progress == Progress::Busy && self.has_hung_up() {
+            // Nobody waits for what it has sent and we have not looked at. A client that gave up on us may have sent it
+            // again on another connection and have overwritten it since.
+            self.dead = true;
+            return Ok(());
+        }
         let input = &self.inbuf[self.start..self.end];
         let (used, progress) = self.session.consume(input, device, &mut self.out)?;
         self.start += used;
         self.progress = progress;
         Ok(())
+    }
+
+    /// Whether the client has closed its side, even if there are bytes before that.
+    fn has_hung_up(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+        // SAFETY: `poll` is one valid pollfd, alive over the call, which does not wait.
+        unsafe { libc::poll(&raw mut poll, 1, 0) > 0 && poll.revents != 0 }
     }
 
     /// Starts the send and the receive that are due.

@@ -415,6 +415,9 @@ impl Reactor {
             && conn.generation == generation
             && let Some(managed) = self.devices.get_mut(device)
         {
+            if completion.result.as_ref().is_err_and(|error| conn.session.hangs_up_for(error)) {
+                conn.kill();
+            }
             let device = managed.device.as_mut();
             conn.session.complete(completion.token.0 as u16, completion.result, device, &mut conn.out);
             self.queue(index);

@@ -95,6 +95,10 @@ pub trait Session: Send {
     }
     /// A task ended.
     fn task_done(&mut self, _slot: u16, _result: u32, _device: &mut dyn Device, _out: &mut Vec<u8>) {}
+    /// Whether the client is told of this error by hanging up, so that it asks again elsewhere or later.
+    fn hangs_up_for(&self, _error: &IoError) -> bool {
+        false
+    }
     /// Why the connection cannot go on, if so; it is then dropped without another word.
     fn broken(&self) -> Option<&str> {
         None

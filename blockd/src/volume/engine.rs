@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::api::{Completion, Effect, IoError, LogIo, Outcome, Token};
 use super::block_cache::BlockCache;
@@ -48,6 +49,8 @@ pub struct Tuning {
     /// How long a dead chunk is kept after the checkpoint that proved it dead became durable, in microseconds. Longer than
     /// any reader may go by an older state.
     pub delete_grace_us: u64,
+    /// How long a read waits for a store that is away.
+    pub read_patience: Duration,
 }
 
 impl Default for Tuning {
@@ -63,6 +66,7 @@ impl Default for Tuning {
             checkpoint_grace_us: 300_000_000,
             compaction: CompactionTuning::default(),
             delete_grace_us: 60_000_000,
+            read_patience: Duration::from_secs(30),
         }
     }
 }

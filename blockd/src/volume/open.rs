@@ -376,7 +376,8 @@ impl Volume {
         let earlier = manifest.epochs.iter().map(|e| e.epoch).filter(|e| *e < epoch);
         let compact = Compact::new(&table, earlier);
         let reader = BlockReader::new(manifest.id, table.clone(), parts.store.clone(), parts.frame_cache)
-            .with_keys(parts.keys.clone());
+            .with_keys(parts.keys.clone())
+            .with_deadline(parts.tuning.read_patience);
         let mut volume = Volume {
             id: manifest.id,
             size: manifest.size,

@@ -204,6 +204,7 @@ impl World {
                 floor: 0.2,
             },
             delete_grace_us: LATEST_US * rng.random_range(1..3),
+            read_patience: Tuning::default().read_patience,
         };
         Self {
             disk: Arc::new(SimDisk::new(SEGMENT_BYTES)),

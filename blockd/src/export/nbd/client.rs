@@ -9,6 +9,7 @@ pub(in crate::export) mod socket;
 use std::collections::HashMap;
 use std::io;
 use std::net::ToSocketAddrs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -115,6 +116,7 @@ pub struct NbdClient {
     size: u64,
     flags: u16,
     block_sizes: (u32, u32, u32),
+    description: String,
     /// Id of the `base:allocation` context.
     allocation_context: Option<u32>,
 }
@@ -153,6 +155,17 @@ impl NbdClient {
     /// Minimum, preferred and maximum request size in bytes, as the server said or the protocol assumes.
     pub fn block_sizes(&self) -> (u32, u32, u32) {
         self.block_sizes
+    }
+
+    /// What the server says of the export for people; may be empty.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// The socket, for somebody else to go on with. Only before the first request.
+    pub fn into_socket(self) -> io::Result<OwnedFd> {
+        assert!(self.next_cookie == 1, "the socket of a connection in use");
+        self.socket.into_fd()
     }
 
     /// Whether [`Request::BlockStatus`] may be sent.
@@ -399,6 +412,7 @@ impl NbdClient {
             size: 0,
             flags: 0,
             block_sizes: (1, 4096, proto::MAX_PAYLOAD),
+            description: String::new(),
             allocation_context: None,
         };
         if options.structured {
@@ -428,8 +442,9 @@ impl NbdClient {
     }
 
     fn go(&mut self, export: &str) -> io::Result<()> {
-        let query = proto::InfoQuery { name: export.to_owned(), wanted: vec![info::BLOCK_SIZE] };
+        let query = proto::InfoQuery { name: export.to_owned(), wanted: vec![info::BLOCK_SIZE, info::DESCRIPTION] };
         let mut found = None;
+        let mut description = String::new();
         let mut sizes = self.block_sizes;
         let agreed = self.option(option::GO, &query.encode(), |_, data| {
             if let Some((export, [])) = proto::take::<proto::InfoExport>(data)
@@ -440,6 +455,8 @@ impl NbdClient {
                 && block.kind.get() == info::BLOCK_SIZE
             {
                 sizes = (block.minimum.get(), block.preferred.get(), block.maximum.get());
+            } else if let Some(text) = data.strip_prefix(&info::DESCRIPTION.to_be_bytes()) {
+                description = String::from_utf8_lossy(text).into_owned();
             }
             Ok(())
         })?;
@@ -456,6 +473,7 @@ impl NbdClient {
         }
         (self.size, self.flags) = found.ok_or_else(|| broken("the server did not say the export's size"))?;
         self.block_sizes = sizes;
+        self.description = description;
         Ok(())
     }
 

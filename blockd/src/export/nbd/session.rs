@@ -108,9 +108,16 @@ impl Session {
         self.stats
     }
 
-    /// From now on new requests fail with ESHUTDOWN.
+    /// From now on new requests fail with ESHUTDOWN; or, on a connection with simple replies, are not answered at all. The
+    /// Linux client, which speaks only those, takes every error for a broken disk, while it repeats elsewhere what a closed
+    /// connection leaves unanswered.
     pub fn shut_down(&mut self) {
         self.shutdown = true;
+    }
+
+    /// Whether this error is told by hanging up, see [`Self::shut_down`].
+    pub fn hangs_up_for(&self, error: &IoError) -> bool {
+        self.style == Style::Simple && matches!(error, IoError::Shutdown)
     }
 
     /// Uses up a prefix of `input`, calling `device` and appending replies to `out`. Returns the prefix's length.
@@ -149,6 +156,9 @@ impl Session {
                     }
                 }
                 State::Header => {
+                    if self.shutdown && self.style == Style::Simple {
+                        break Progress::Disconnect;
+                    }
                     if self.is_full(out) {
                         break Progress::Busy;
                     }
@@ -400,6 +410,10 @@ impl Session {
             ReadNow::Failed(error) => {
                 out.truncate(start);
                 self.release(slot);
+                if self.hangs_up_for(&error) {
+                    self.state = State::Disconnected;
+                    return;
+                }
                 reply::io_error(out, self.style, request, &error);
             }
         }
@@ -444,6 +458,9 @@ impl reactor::Session for Session {
     }
     fn shut_down(&mut self) {
         self.shut_down();
+    }
+    fn hangs_up_for(&self, error: &IoError) -> bool {
+        self.hangs_up_for(error)
     }
 }
 

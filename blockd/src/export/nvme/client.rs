@@ -275,7 +275,10 @@ impl Queue {
     /// # Errors
     /// Something was received that nobody asked for.
     pub fn into_stream(self) -> io::Result<std::net::TcpStream> {
-        self.socket.into_tcp()
+        if !self.socket.buffered().is_empty() || !self.pending.is_empty() {
+            return Err(broken("the queue is still in use"));
+        }
+        self.socket.into_fd().map(Into::into)
     }
 
     /// Sends what is queued.

@@ -1098,6 +1098,10 @@ impl reactor::Session for Session {
         self.finish(slot, Status(result as u16), 0, out);
     }
 
+    fn hangs_up_for(&self, error: &IoError) -> bool {
+        matches!(error, IoError::Shutdown)
+    }
+
     fn broken(&self) -> Option<&str> {
         self.broken
     }

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -63,7 +63,10 @@ impl Socket {
     }
 
     pub fn connect_tcp(addr: impl ToSocketAddrs, timeout: Option<Duration>) -> io::Result<Self> {
-        let stream = TcpStream::connect(addr)?;
+        let stream = match timeout {
+            None => TcpStream::connect(addr)?,
+            Some(timeout) => connect_in_time(addr, timeout)?,
+        };
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         Ok(Self::new(Stream::Tcp(stream), timeout))
@@ -73,11 +76,12 @@ impl Socket {
         Self { stream, outbox: Vec::with_capacity(QUEUE_BYTES_MAX), inbox: Vec::new(), taken: 0, filled: 0, timeout }
     }
 
-    /// The TCP connection itself, when all that came was used; it does not block.
-    pub fn into_tcp(self) -> io::Result<TcpStream> {
+    /// The socket itself, in blocking mode. Nothing may be queued or buffered.
+    pub fn into_fd(self) -> io::Result<OwnedFd> {
+        assert!(self.outbox.is_empty() && self.buffered().is_empty(), "bytes would be lost");
         match self.stream {
-            Stream::Tcp(stream) if self.taken == self.filled && self.outbox.is_empty() => Ok(stream),
-            _ => Err(io::Error::other("the connection is still in use, or no TCP connection")),
+            Stream::Unix(stream) => stream.set_nonblocking(false).map(|()| stream.into()),
+            Stream::Tcp(stream) => stream.set_nonblocking(false).map(|()| stream.into()),
         }
     }
 
@@ -214,4 +218,16 @@ impl Socket {
             }
         }
     }
+}
+
+/// Connects to the first of the addresses that answers, each within `timeout`.
+fn connect_in_time(addr: impl ToSocketAddrs, timeout: Duration) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::InvalidInput, "the name has no address");
+    for addr in addr.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&addr, timeout) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
 }

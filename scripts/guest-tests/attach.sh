@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Attaching, filesystems, trimming, growing, and what is refused.
+. "$(dirname "$0")/lib.sh"
+
+host_live() { status | jq '.volumes[] | select(.name == "disk").stats | .live_bytes // .live_blocks'; }
+host_drain() { wait_drained; }
+host_grow() { ctl volume resize disk 6GiB >/dev/null; }
+host_clients() { status | jq '.volumes[] | select(.name == "disk").clients'; }
+
+start_daemon --log-size 1GiB
+ctl volume create disk --size 4GiB >/dev/null
+ctl volume create huge --size 8TiB >/dev/null
+mkdir -p "$work/share"
+tar -C "$root" -cf "$work/share/tree.tar" blockd/src blockd/tests docs scripts
+guest --timeout "${TIMEOUT:-400}" --mem 1536
