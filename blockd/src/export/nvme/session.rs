@@ -440,7 +440,7 @@ impl Session {
             Ok(Found::Here(range)) => self.execute(slot, Data::Borrowed(&data[range]), device, out),
             Ok(Found::AskFor(len)) => {
                 self.large_writes = len as usize >= DIRECT_PAYLOAD;
-                self.set_stage_behind_fuse(slot, len);
+                self.ask_for_data(slot, len);
             }
             Err(status) => self.fail_with_partner(slot, status, out),
         }
@@ -498,20 +498,28 @@ impl Session {
         if reads_or_writes && command.dword(12) & rw::PROTECTION != 0 {
             return Err(Status::INVALID_FIELD);
         }
-        let access = match command.opcode {
-            io::READ | io::COMPARE | io::VERIFY => Some(Access::Read),
-            io::WRITE | io::WRITE_ZEROES | io::DATASET_MANAGEMENT | io::COPY | io::FLUSH => Some(Access::Write),
-            _ => None,
-        };
-        if self.read_only && access == Some(Access::Write) && command.opcode != io::FLUSH {
+        if self.read_only && access_of(command) == Some(Access::Write) && command.opcode != io::FLUSH {
             return Err(Status::WRITE_PROTECTED);
         }
-        if let Some(access) = access {
-            let entered = self.namespace.enter(&self.host, access)?;
-            let running = self.running[usize::from(slot)].as_mut().expect("just begun");
-            running.entered = Some(entered);
-        }
+        self.enter(slot, command)?;
         Ok(takes)
+    }
+
+    fn enter(&mut self, slot: u16, command: &Command) -> Result<(), Status> {
+        if let Some(access) = access_of(command) {
+            let entered = self.namespace.enter(&self.host, access)?;
+            self.running[usize::from(slot)].as_mut().expect("it runs").entered = Some(entered);
+        }
+        Ok(())
+    }
+
+    /// A command that waits for its host must not be waited for: who preempts a host's reservation does so because
+    /// that host is dead.
+    fn leave(&mut self, slot: u16) {
+        let entered = self.running[usize::from(slot)].as_mut().and_then(|running| running.entered.take());
+        if let Some(entered) = entered {
+            self.namespace.leave(entered);
+        }
     }
 
     fn begin_first(&mut self, slot: u16, command: &Command) -> Result<Takes, Status> {
@@ -522,6 +530,7 @@ impl Session {
         if command.blocks() * LBA_BYTES > u64::from(COMPARE_WRITE_MAX) {
             return Err(Status::INVALID_FIELD);
         }
+        self.leave(slot);
         self.fused = Some(slot);
         *self.stage(slot).expect("just begun") = Stage::FusedFirst { expected: None, second: None };
         Ok(takes)
@@ -558,7 +567,8 @@ impl Session {
         }
     }
 
-    fn set_stage_behind_fuse(&mut self, slot: u16, len: u32) {
+    fn ask_for_data(&mut self, slot: u16, len: u32) {
+        self.leave(slot);
         *self.stage(slot).expect("just begun") = Stage::Grant(len);
         self.busy -= 1;
         self.grants.push_back(slot);
@@ -566,12 +576,16 @@ impl Session {
 
     /// Gives a command whose data is complete to the device.
     fn execute(&mut self, slot: u16, data: Data<'_>, device: &mut dyn Device, out: &mut Vec<u8>) {
-        let Some(running) = self.running[usize::from(slot)].as_mut() else { return };
+        let Some(running) = &self.running[usize::from(slot)] else { return };
         let command = running.command;
         if let Data::Owned(..) = data {
-            // It waited for its data outside of that count.
+            // It waited for its data outside of that count, and without a right to anything.
             self.busy += 1;
+            if let Err(status) = self.enter(slot, &command) {
+                return self.fail(slot, status, out);
+            }
         }
+        let Some(running) = self.running[usize::from(slot)].as_mut() else { return };
         match &mut running.stage {
             Stage::FusedFirst { expected, .. } => {
                 *expected = Some(data.bytes().to_vec());
@@ -973,6 +987,15 @@ enum Found {
 
 fn byte_offset(lba: u64) -> Result<u64, Status> {
     lba.checked_mul(LBA_BYTES).ok_or(Status::LBA_OUT_OF_RANGE)
+}
+
+/// What a command does to data, if it does anything.
+fn access_of(command: &Command) -> Option<Access> {
+    match command.opcode {
+        io::READ | io::COMPARE | io::VERIFY => Some(Access::Read),
+        io::WRITE | io::WRITE_ZEROES | io::DATASET_MANAGEMENT | io::COPY | io::FLUSH => Some(Access::Write),
+        _ => None,
+    }
 }
 
 /// What a host is told of a failure of the device. Where another path or a later attempt may do better it may retry.

@@ -122,12 +122,12 @@ pub fn decode(bytes: &[u8], volume: VolumeId) -> Result<(Reservations, [u8; 16])
     let registrants: Vec<Registrant> =
         entries.iter().map(|entry| Registrant { host: entry.host, key: entry.key.get() }).collect();
     let held = match (head.kind, Kind::of(head.kind)) {
-        (0, _) => None,
+        (0, _) if head.holder == [0; 16] => None,
         (_, Some(kind)) => Some((kind, head.holder)),
         _ => return Err("it has an unknown kind of reservation"),
     };
-    if head.persists > 1 {
-        return Err("it says neither that it persists nor that it does not");
+    if head.reserved != [0; 2] || head.persists > 1 {
+        return Err("a field of it has an unknown value");
     }
     let state =
         Reservations { registrants, held, generation: head.generation.get(), persists: head.persists == 1 };
