@@ -24,7 +24,7 @@ controllers_of() {
 disk_of() {
     local path
     for _ in $(seq 300); do
-        for path in /sys/class/nvme-subsystem/nvme-subsys*; do
+        for path in /sys/class/nvme-subsystem/nvme-subsys* /sys/class/nvme/nvme*; do
             if [ -e "$path/subsysnqn" ] && [ "$(cat "$path/subsysnqn")" = "$1" ]; then
                 for disk in "$path"/nvme*n*; do
                     disk=$(basename "$disk")
@@ -50,7 +50,8 @@ connect() {
 connect_as() {
     local before after
     before=$(ls /dev/nvme*n* 2>/dev/null)
-    connect "$2" --hostnqn="nqn.2014-08.org.nvmexpress:uuid:$1" --hostid="$1" >/dev/null
+    # nvme-cli finds itself connected already, whichever the host is.
+    echo "transport=tcp,traddr=10.0.2.2,trsvcid=$NVME_PORT,nqn=$2,hostnqn=nqn.2014-08.org.nvmexpress:uuid:$1,hostid=$1,ctrl_loss_tmo=-1,reconnect_delay=1" >/dev/nvme-fabrics
     for _ in $(seq 100); do
         for after in $(ls /dev/nvme*n*); do
             if [[ ! " $before " == *"$after"* ]] && [ -b "$after" ]; then

@@ -25,7 +25,7 @@ mkdir -p /mnt/e
 mount "$disk" /mnt/e
 fio --name=verify --directory=/mnt/e --size=64m --rw=randrw --bsrange=512-256k --bs_unaligned=1 --ioengine=libaio --iodepth=16 \
     --verify=crc32c --verify_fatal=1 --do_verify=1 --fsync=64 --time_based=0 --output=/tmp/fio || { cat /tmp/fio; fail fio; }
-rm -f /mnt/e/*
+rm -rf /mnt/e/verify*
 sync
 fstrim /mnt/e
 umount /mnt/e
@@ -46,6 +46,30 @@ say "a new size is seen without connecting again"
 host resize disk 1280MiB
 wait_for '[ "$(blockdev --getsize64 '"$disk"')" = $((1280 << 20)) ]' || fail "the new size is not seen"
 
+say "two paths to one daemon"
+dmesg -C
+connect "$nqn" --duplicate-connect
+[ "$(controllers_of "$nqn" | wc -l)" = 2 ] || fail "there are not two controllers"
+[ "$(disk_of "$nqn")" = "$disk" ] || fail "two paths became two disks"
+fio --name=paths --filename="$disk" --size=32m --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
+    --verify=crc32c --verify_fatal=1 --do_verify=1 --output=/tmp/fio || { cat /tmp/fio; fail "fio on two paths"; }
+
+say "a volume that is deleted disappears"
+host create second 64MiB
+second=$(host nqn second)
+connect "$second"
+disk_of "$second" >/dev/null
+host delete second
+wait_for '[ -z "$(controllers_of '"$second"')" ]' || fail "the deleted volume's controller stays"
+no_io_errors
+nvme disconnect -n "$nqn" >/dev/null
+
+# Two hosts on one kernel: it must not take their controllers for two paths to one disk.
+modprobe -r nvme-tcp nvme-fabrics nvme-core
+modprobe nvme-core multipath=N
+modprobe nvme-tcp
+connect "$nqn"
+disk=$(disk_of "$nqn")
 say "reservations"
 key() { nvme resv-register "$disk" -n 1 --nrkey="$1" --rrega=0 --cptpl="${2:-0}"; }
 key 11 3
@@ -67,23 +91,5 @@ dd if=/dev/zero of="$other" bs=4096 count=1 oflag=direct status=none
 if dd if=/dev/zero of="$disk" bs=4096 count=1 oflag=direct status=none 2>/dev/null; then fail "the first host could write"; fi
 nvme resv-release "$other" -n 1 --crkey=22 --rtype=1 --rrela=0
 dd if=/dev/zero of="$disk" bs=4096 count=1 oflag=direct status=none
-nvme disconnect -d "/dev/$(controllers_of "$nqn" | tail -n 1)"
-
-say "two paths to one daemon"
-dmesg -C
-connect "$nqn" --duplicate-connect
-[ "$(controllers_of "$nqn" | wc -l)" = 2 ] || fail "there are not two controllers"
-[ "$(disk_of "$nqn")" = "$disk" ] || fail "two paths became two disks"
-fio --name=paths --filename="$disk" --size=32m --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
-    --verify=crc32c --verify_fatal=1 --do_verify=1 --output=/tmp/fio || { cat /tmp/fio; fail "fio on two paths"; }
-
-say "a volume that is deleted disappears"
-host create second 64MiB
-second=$(host nqn second)
-connect "$second"
-disk_of "$second" >/dev/null
-host delete second
-wait_for '[ -z "$(controllers_of '"$second"')" ]' || fail "the deleted volume's controller stays"
 nvme disconnect -n "$nqn" >/dev/null
-no_io_errors
 say "done"

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -16,7 +16,9 @@ use crate::types::VolumeId;
 
 /// Name of the file.
 pub const FILE: &str = "reservations";
-const MAGIC: [u8; 8] = *b"blkdRESV";
+const MAGIC: [u8; 8] = *b"BLKDRESV";
+/// Seed of the checksum, so that no other structure passes for this one.
+const SUM_SEED: u64 = u64::from_le_bytes(*b"reservat");
 const VERSION: u32 = 1;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -91,7 +93,7 @@ pub fn encode(state: &Reservations, volume: VolumeId, boot: [u8; 16]) -> Vec<u8>
     for Registrant { host, key } in &state.registrants {
         bytes.extend_from_slice(Entry { host: *host, key: (*key).into() }.as_bytes());
     }
-    let checksum = xxh3_64(&bytes);
+    let checksum = xxh3_64_with_seed(&bytes, SUM_SEED);
     bytes.extend_from_slice(&checksum.to_le_bytes());
     bytes
 }
@@ -109,7 +111,7 @@ pub fn decode(bytes: &[u8], volume: VolumeId) -> Result<(Reservations, [u8; 16])
     if head.version.get() != VERSION {
         return Err("it was written by a later version of blockd");
     }
-    if xxh3_64(body) != u64::from_le_bytes(*checksum) {
+    if xxh3_64_with_seed(body, SUM_SEED) != u64::from_le_bytes(*checksum) {
         return Err("its checksum does not match");
     }
     if head.volume != volume.0 {

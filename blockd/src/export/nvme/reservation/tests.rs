@@ -144,6 +144,9 @@ fn the_file_says_what_it_was_told() {
     state.apply(B, Request::Acquire { current: 20, kind: Kind::ExclusiveAccess }).unwrap();
     let bytes = file::encode(&state, volume, [7; 16]);
     assert_eq!(file::decode(&bytes, volume), Ok((state.clone(), [7; 16])));
+    crate::chunk::testing::golden("reservations-v1.bin", &bytes, true, |kept| {
+        assert_eq!(file::decode(kept, volume), Ok((state.clone(), [7; 16])));
+    });
     assert!(file::decode(&bytes, VolumeId([6; 16])).is_err());
     for at in 0..bytes.len() {
         let mut bad = bytes.clone();
