@@ -78,7 +78,8 @@ pub fn run(args: &Args) -> Result<()> {
                 let (who, server) = &servers[(at + round) % 2];
                 seed += 1;
                 if workload.pattern == Pattern::RandomRead {
-                    let warm = Workload { pattern: Pattern::SequentialRead, block_bytes: 1 << 20, depth: 4, ..workload };
+                    let warm =
+                        Workload { pattern: Pattern::SequentialRead, block_bytes: 1 << 20, depth: 4, ..workload };
                     drive(server, &warm, Until::Operations(workload.span_bytes >> 20), &pool, seed)?;
                 }
                 let measured = Duration::from_secs_f64(args.seconds);

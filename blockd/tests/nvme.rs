@@ -86,7 +86,9 @@ fn a_volume_is_found_identified_written_and_read() {
     assert_eq!((namespace.nsfeat & 0x10, namespace.npwg.get(), namespace.dlfeat), (0x10, 7, 9));
     let id = served.daemon.volume("disk")["id"].as_str().unwrap().to_owned();
     assert_eq!(namespace.nguid.iter().map(|b| format!("{b:02x}")).collect::<String>(), id);
-    for (offset, len) in [(0, 512), (512, 4096), (MIB, 64 << 10), (2 * MIB, 68 << 10), (4 * MIB, 4 << 20), (99 * 512, 3 * 512)] {
+    for (offset, len) in
+        [(0, 512), (512, 4096), (MIB, 64 << 10), (2 * MIB, 68 << 10), (4 * MIB, 4 << 20), (99 * 512, 3 * 512)]
+    {
         let data = pattern(offset, len);
         client.write(offset, &data, false).unwrap();
         assert!(client.read(offset, len as u32).unwrap() == data, "{offset} {len}");
@@ -176,7 +178,7 @@ fn wrong_commands_get_the_status_that_says_why() {
 
 #[test]
 fn data_is_compared_verified_and_copied() {
-    let served = serve(&[]);
+    let mut served = serve(&[]);
     let mut client = served.connect(1, &options());
     let data = pattern(1, 8192);
     client.write(MIB, &data, false).unwrap();
@@ -214,6 +216,24 @@ fn data_is_compared_verified_and_copied() {
     let done = [queue.next_done().unwrap(), queue.next_done().unwrap()];
     assert!(done.iter().any(|done| done.status == Status::FUSED_MISSING));
 
+    // The same when what is compared has to be fetched first.
+    served.daemon.wait_drained("disk");
+    served.daemon.restart();
+    let mut client = served.connect(1, &options());
+    let queue = &mut client.io[0];
+    let newest = pattern(4, 4096);
+    for (expected, holds) in [(&data[..4096], false), (&new[..], true)] {
+        let (mut first, mut second) = (compare(4096), write_command(MIB, 4096, true));
+        first.flags |= fuse::FIRST;
+        second.flags |= fuse::SECOND;
+        queue.submit(first, Data::Out(expected.to_vec())).unwrap();
+        queue.submit(second, Data::Out(newest.clone())).unwrap();
+        let done = [queue.next_done().unwrap(), queue.next_done().unwrap()];
+        assert_eq!(done.iter().all(|done| done.status.is_success()), holds);
+    }
+    assert!(client.read(MIB, 4096).unwrap() == newest);
+    let queue = &mut client.io[0];
+
     // Two ranges, one after the other.
     let mut ranges = Vec::new();
     for (offset, len) in [(MIB + 4096, 4096), (MIB, 512)] {
@@ -228,7 +248,7 @@ fn data_is_compared_verified_and_copied() {
     let copy = Command::new(io::COPY, 0, NSID).with_dword(10, (8 * MIB / 512) as u32).with_dword(12, 1);
     queue.call(copy, Data::Out(ranges)).unwrap();
     let copied = client.read(8 * MIB, 4096 + 512).unwrap();
-    assert!(copied[..4096] == data[4096..] && copied[4096..] == new[..512]);
+    assert!(copied[..4096] == data[4096..] && copied[4096..] == newest[..512]);
 }
 
 #[test]

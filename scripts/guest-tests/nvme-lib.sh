@@ -46,12 +46,16 @@ connect() {
     shift
     nvme connect -t tcp -a 10.0.2.2 -s "$NVME_PORT" -n "$nqn" --ctrl-loss-tmo=-1 --reconnect-delay=1 "$@"
 }
+# Connects without nvme-cli: subsystem, host name, host identifier, another option.
+by_hand() {
+    echo "transport=tcp,traddr=10.0.2.2,trsvcid=$NVME_PORT,nqn=$1,hostnqn=$2,hostid=$3,ctrl_loss_tmo=-1,reconnect_delay=1${4:+,$4}" \
+        >/dev/nvme-fabrics
+}
 # As another host; prints its disk.
 connect_as() {
     local before after
     before=$(ls /dev/nvme*n* 2>/dev/null)
-    # nvme-cli finds itself connected already, whichever the host is.
-    echo "transport=tcp,traddr=10.0.2.2,trsvcid=$NVME_PORT,nqn=$2,hostnqn=nqn.2014-08.org.nvmexpress:uuid:$1,hostid=$1,ctrl_loss_tmo=-1,reconnect_delay=1" >/dev/nvme-fabrics
+    by_hand "$2" "nqn.2014-08.org.nvmexpress:uuid:$1" "$1"
     for _ in $(seq 100); do
         for after in $(ls /dev/nvme*n*); do
             if [[ ! " $before " == *"$after"* ]] && [ -b "$after" ]; then

@@ -10,6 +10,7 @@ mkdir -p /mnt/e
 mount "$disk" /mnt/e
 perl /share/writer.pl write /mnt/e /tmp/journal /tmp/stop &
 writer=$!
+wait_for '[ -s /tmp/journal ]' || fail "nothing is written"
 for n in $(seq "$KILLS"); do
     sleep "0.$((RANDOM % 10))"
     host kill

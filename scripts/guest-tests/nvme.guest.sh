@@ -48,7 +48,8 @@ wait_for '[ "$(blockdev --getsize64 '"$disk"')" = $((1280 << 20)) ]' || fail "th
 
 say "two paths to one daemon"
 dmesg -C
-connect "$nqn" --duplicate-connect
+# nvme-cli finds itself connected already.
+by_hand "$nqn" "$(cat /etc/nvme/hostnqn)" "$(cat /etc/nvme/hostid)" duplicate_connect
 [ "$(controllers_of "$nqn" | wc -l)" = 2 ] || fail "there are not two controllers"
 [ "$(disk_of "$nqn")" = "$disk" ] || fail "two paths became two disks"
 fio --name=paths --filename="$disk" --size=32m --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \

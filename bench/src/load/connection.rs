@@ -105,13 +105,7 @@ impl<'a> Connection<'a> {
         };
         stream.flush()?;
         let slots = (0..workload.depth)
-            .map(|_| Slot {
-                head: Head::NONE,
-                payload: &[],
-                later: &[],
-                began: Instant::now(),
-                ask: Ask::Flush,
-            })
+            .map(|_| Slot { head: Head::NONE, payload: &[], later: &[], began: Instant::now(), ask: Ask::Flush })
             .collect();
         Ok(Self {
             wire,
@@ -186,8 +180,7 @@ impl<'a> Connection<'a> {
         };
         let ask = if self.workload.pattern.writes() { Ask::Write } else { Ask::Read };
         let pool = self.pool;
-        let payload: &'a [u8] =
-            if ask == Ask::Write { pool.payload(self.rng.next_u64(), len as usize) } else { &[] };
+        let payload: &'a [u8] = if ask == Ask::Write { pool.payload(self.rng.next_u64(), len as usize) } else { &[] };
         let (head, at_once) = self.wire.head(ask, slot, offset, len);
         let (payload, later) = if at_once { (payload, &[][..]) } else { (&[][..], payload) };
         self.slots[slot] = Slot { head, payload, later, began: now, ask };
@@ -290,8 +283,7 @@ impl<'a> Connection<'a> {
                     self.unsent.push_back(slot);
                 }
                 Event::Done(slot)
-                    if self.slots[slot].ask == Ask::Write
-                        && self.workload.pattern == Pattern::RandomWriteFlush =>
+                    if self.slots[slot].ask == Ask::Write && self.workload.pattern == Pattern::RandomWriteFlush =>
                 {
                     let request = &mut self.slots[slot];
                     request.ask = Ask::Flush;

@@ -81,9 +81,8 @@ impl Wire {
                 let in_capsule = ask == Ask::Write && len <= IN_CAPSULE_MAX;
                 let (mut plen, mut pdo) = (72, 0);
                 if ask != Ask::Flush {
-                    command = command
-                        .with_blocks(offset / LBA_BYTES, len / LBA_BYTES as u32)
-                        .with_data(len, in_capsule);
+                    command =
+                        command.with_blocks(offset / LBA_BYTES, len / LBA_BYTES as u32).with_data(len, in_capsule);
                 }
                 if in_capsule {
                     (plen, pdo) = (72 + len, 72);

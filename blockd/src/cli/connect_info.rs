@@ -69,9 +69,7 @@ fn lines(daemon: &DaemonInfo, volume: &VolumeInfo, address: Option<IpAddr>) -> a
         discover: places.iter().map(|place| format!("nvme discover {}", at(place))).collect(),
         connect: places
             .iter()
-            .map(|place| {
-                format!("nvme connect {} -n {} --ctrl-loss-tmo=-1 --reconnect-delay=2", at(place), volume.nqn)
-            })
+            .map(|place| format!("nvme connect {} -n {} --ctrl-loss-tmo=-1 --reconnect-delay=2", at(place), volume.nqn))
             .collect(),
         disconnect: format!("nvme disconnect -n {}", volume.nqn),
         discovery_conf: places

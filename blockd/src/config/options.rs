@@ -343,10 +343,7 @@ impl Config {
             return Err(format!("compaction-ratio is {}; it must be from 1.1 to 10", self.compaction_ratio));
         }
         if self.delete_grace.0 < std::time::Duration::from_secs(30) {
-            return Err(format!(
-                "delete-grace is {}; it must be at least 30s",
-                self.delete_grace
-            ));
+            return Err(format!("delete-grace is {}; it must be at least 30s", self.delete_grace));
         }
         if self.s3_timeout.0.as_secs() == 0 {
             return Err("s3-timeout must be at least 1s".into());

@@ -191,11 +191,7 @@ fn announce(daemon: &Daemon, listens: &[Listen], nvme: &[SocketAddr], admin: &Pa
     let places: Vec<String> = nbd.into_iter().chain(nvme).collect();
     let open = Exports::list(daemon).len();
     let known = daemon.entries().len();
-    println!(
-        "blockd ready: {open} of {known} volumes open, {}, admin on {}",
-        places.join(", "),
-        admin.display()
-    );
+    println!("blockd ready: {open} of {known} volumes open, {}, admin on {}", places.join(", "), admin.display());
     notify("READY=1");
 }
 

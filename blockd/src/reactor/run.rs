@@ -544,7 +544,12 @@ impl Reactor {
 }
 
 /// Runs what a session left to others.
-fn spawn_task(runtime: &tokio::runtime::Handle, sender: &Sender, (conn, generation, slot): (u32, u32, u16), task: Task) {
+fn spawn_task(
+    runtime: &tokio::runtime::Handle,
+    sender: &Sender,
+    (conn, generation, slot): (u32, u32, u16),
+    task: Task,
+) {
     let sender = sender.clone();
     runtime.spawn(async move {
         match AssertUnwindSafe(task).catch_unwind().await {

@@ -76,13 +76,7 @@ pub trait Session: Send {
     /// Whether the last request was a write received in place, so that another is likely to follow.
     fn streams_large_writes(&self) -> bool;
     /// The device finished the request of a slot.
-    fn complete(
-        &mut self,
-        slot: u16,
-        result: Result<Outcome, IoError>,
-        device: &mut dyn Device,
-        out: &mut Vec<u8>,
-    );
+    fn complete(&mut self, slot: u16, result: Result<Outcome, IoError>, device: &mut dyn Device, out: &mut Vec<u8>);
     /// Requests not answered yet.
     fn in_flight(&self) -> usize;
     /// Totals.

@@ -12,9 +12,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::command::{Command, Completion, Status, admin, fabrics, io as op, property, rw};
 use super::data::{ConnectData, DsmRange, HostId, IdentifyController, IdentifyNamespace};
-use super::pdu::{
-    CommandCapsule, DIGEST, Framing, Header, Initialize, ResponseCapsule, Transfer, flag, kind, take,
-};
+use super::pdu::{CommandCapsule, DIGEST, Framing, Header, Initialize, ResponseCapsule, Transfer, flag, kind, take};
 use super::{ADMIN_IN_CAPSULE_MAX, LBA_BYTES, NSID};
 use crate::export::nbd::client::socket::Socket;
 
@@ -316,7 +314,9 @@ impl Queue {
                 kind::C2H_TERM_REQ => {
                     let pdu = self.receive_raw()?;
                     let status = take::<super::pdu::Terminate>(&pdu).map_or(0, |(head, _)| head.status.get());
-                    return Err(broken(format!("the controller ended the connection with fatal error status {status}")));
+                    return Err(broken(format!(
+                        "the controller ended the connection with fatal error status {status}"
+                    )));
                 }
                 other => return Err(broken(format!("a PDU of type {other:#x}"))),
             };
@@ -382,8 +382,7 @@ impl Queue {
             let end = len.min(at + self.piece_max);
             let piece = &bytes[at..end];
             let flags = if end == len { flag::LAST } else { 0 };
-            let head =
-                Transfer::new(kind::H2C_DATA, flags, cid, tag, (offset + at) as u32, piece.len() as u32);
+            let head = Transfer::new(kind::H2C_DATA, flags, cid, tag, (offset + at) as u32, piece.len() as u32);
             let mut pdu = Vec::with_capacity(32);
             self.framing.put_header(&mut pdu, head.as_bytes(), piece.len());
             self.socket.queue(&pdu, piece)?;
@@ -460,9 +459,8 @@ impl NvmeClient {
         if identity.cntlid.get() != cntlid {
             return Err(broken("another identifier than Connect said").into());
         }
-        let set = |feature, value| {
-            Command::new(admin::SET_FEATURES, 0, 0).with_dword(10, feature).with_dword(11, value)
-        };
+        let set =
+            |feature, value| Command::new(admin::SET_FEATURES, 0, 0).with_dword(10, feature).with_dword(11, value);
         admin.call(set(0x0b, EVENTS), Data::None)?;
         let mut client = Self { admin, io: Vec::new(), cntlid, identity, size: 0 };
         if queues > 0 {
@@ -599,8 +597,7 @@ pub fn deallocate_command(ranges: &[(u64, u64)]) -> (Command, Data) {
 /// # Errors
 /// As of any command.
 pub fn get_property(admin: &mut Queue, offset: u32, eight_bytes: bool) -> Result<u64, Error> {
-    let command =
-        Command::fabrics(fabrics::PROPERTY_GET, 0).with_dword(10, eight_bytes.into()).with_dword(11, offset);
+    let command = Command::fabrics(fabrics::PROPERTY_GET, 0).with_dword(10, eight_bytes.into()).with_dword(11, offset);
     Ok(admin.call(command, Data::None)?.result)
 }
 

@@ -196,7 +196,12 @@ impl Controllers {
             }
         };
         let wake = Arc::new(Notify::new());
-        let events = Arc::new(Events { host: host.id, notices: Mutex::default(), unwanted: AtomicU32::new(0), notify: wake.clone() });
+        let events = Arc::new(Events {
+            host: host.id,
+            notices: Mutex::default(),
+            unwanted: AtomicU32::new(0),
+            notify: wake.clone(),
+        });
         let controller = Arc::new(Controller {
             cntlid,
             group: self.next_group.fetch_add(1, Ordering::Relaxed),

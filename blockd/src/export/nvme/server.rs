@@ -138,8 +138,7 @@ impl Server {
         }
         let listens = listeners.iter().map(|(address, _)| *address).collect();
         let target = Arc::new(Target { subsystems, controllers: Controllers::new(seed), listens });
-        let tasks =
-            listeners.into_iter().map(|(_, listener)| tokio::spawn(serve(listener, target.clone()))).collect();
+        let tasks = listeners.into_iter().map(|(_, listener)| tokio::spawn(serve(listener, target.clone()))).collect();
         Ok(Self { target, tasks })
     }
 
@@ -229,11 +228,7 @@ mod at {
 
 /// Initialises the connection and carries out its Connect command. An admin queue is returned to be run, an I/O queue
 /// has moved on.
-async fn connect(
-    stream: TcpStream,
-    peer: SocketAddr,
-    target: &Arc<Target>,
-) -> Result<Option<Admin>, QueueError> {
+async fn connect(stream: TcpStream, peer: SocketAddr, target: &Arc<Target>) -> Result<Option<Admin>, QueueError> {
     // Replies are batched already; waiting for more would only add delay.
     stream.set_nodelay(true)?;
     let mut queue = Queue::initialize(stream).await?;
@@ -241,9 +236,8 @@ async fn connect(
     let cid = capsule.command.cid.get();
     let outcome = match Asked::of(&capsule) {
         Ok(asked) if asked.qid == 0 => admin_queue(&asked, &queue, peer, target).await.map(Connected::Admin),
-        Ok(asked) => io_queue(&asked, target).map(|(controller, subsystem)| {
-            Connected::Io(Box::new((asked, controller, subsystem)))
-        }),
+        Ok(asked) => io_queue(&asked, target)
+            .map(|(controller, subsystem)| Connected::Io(Box::new((asked, controller, subsystem)))),
         Err(refusal) => Err(refusal),
     };
     match outcome {
@@ -392,8 +386,7 @@ async fn admin_queue(
     }
     let socket = queue.stream().as_fd().try_clone_to_owned().ok();
     let local = queue.stream().local_addr().map_err(|_| refusal(Status::CONNECT_BUSY, "it has left"))?;
-    let controller =
-        target.controllers.add(asked.host.clone(), asked.subsystem.clone(), peer.to_string(), socket);
+    let controller = target.controllers.add(asked.host.clone(), asked.subsystem.clone(), peer.to_string(), socket);
     let controller = controller.ok_or_else(|| refusal(Status::CONNECT_BUSY, "there are too many controllers"))?;
     Ok((asked.clone(), controller, subject, local))
 }
@@ -406,9 +399,7 @@ fn open_subsystem(asked: &Asked, target: &Target) -> Result<Box<Subsystem>, Refu
             Err(refusal(Status::CONNECT_HOST, why))
         }
         Found::NotNow(why) => Err(refusal(Status::CONNECT_BUSY, why)),
-        Found::Unknown => {
-            Err(invalid(at::SUBSYSTEM, true, &format!("there is no subsystem {}", asked.subsystem)))
-        }
+        Found::Unknown => Err(invalid(at::SUBSYSTEM, true, &format!("there is no subsystem {}", asked.subsystem))),
     }
 }
 

@@ -787,8 +787,8 @@ impl Session {
     ) -> Result<(), Status> {
         const DEALLOCATE: u32 = 1 << 2;
         let count = (command.dword(10) & 0xff) as usize + 1;
-        let ranges = <[DsmRange]>::ref_from_bytes(&data[..count * size_of::<DsmRange>()])
-            .map_err(|_| Status::INVALID_FIELD)?;
+        let ranges =
+            <[DsmRange]>::ref_from_bytes(&data[..count * size_of::<DsmRange>()]).map_err(|_| Status::INVALID_FIELD)?;
         let mut parts = Vec::with_capacity(count);
         for range in ranges {
             let offset = byte_offset(range.lba.get())?;
@@ -871,13 +871,7 @@ impl Session {
         }
     }
 
-    fn completed(
-        &mut self,
-        slot: u16,
-        result: Result<Outcome, IoError>,
-        device: &mut dyn Device,
-        out: &mut Vec<u8>,
-    ) {
+    fn completed(&mut self, slot: u16, result: Result<Outcome, IoError>, device: &mut dyn Device, out: &mut Vec<u8>) {
         let Some(running) = self.running.get_mut(usize::from(slot)).and_then(Option::as_mut) else {
             debug_assert!(false, "completion of a request that does not run");
             return;
@@ -1089,13 +1083,7 @@ impl reactor::Session for Session {
         self.large_writes
     }
 
-    fn complete(
-        &mut self,
-        slot: u16,
-        result: Result<Outcome, IoError>,
-        device: &mut dyn Device,
-        out: &mut Vec<u8>,
-    ) {
+    fn complete(&mut self, slot: u16, result: Result<Outcome, IoError>, device: &mut dyn Device, out: &mut Vec<u8>) {
         self.completed(slot, result, device, out);
     }
 

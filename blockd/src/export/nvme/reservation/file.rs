@@ -131,8 +131,7 @@ pub fn decode(bytes: &[u8], volume: VolumeId) -> Result<(Reservations, [u8; 16])
     if head.reserved != [0; 2] || head.persists > 1 {
         return Err("a field of it has an unknown value");
     }
-    let state =
-        Reservations { registrants, held, generation: head.generation.get(), persists: head.persists == 1 };
+    let state = Reservations { registrants, held, generation: head.generation.get(), persists: head.persists == 1 };
     Ok((state, head.boot))
 }
 

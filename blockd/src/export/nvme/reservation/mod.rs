@@ -127,9 +127,11 @@ impl Reservations {
 
     /// Whether a host holds the reservation.
     pub fn is_holder(&self, host: &HostId) -> bool {
-        self.held.is_some_and(|(kind, holder)| {
-            if kind.held_by_all() { self.key_of(host).is_some() } else { holder == *host }
-        })
+        self.held.is_some_and(
+            |(kind, holder)| {
+                if kind.held_by_all() { self.key_of(host).is_some() } else { holder == *host }
+            },
+        )
     }
 
     /// Whether a host may do that now.
