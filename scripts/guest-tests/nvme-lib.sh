@@ -24,7 +24,7 @@ controllers_of() {
 disk_of() {
     local path
     for _ in $(seq 300); do
-        for path in /sys/class/nvme-subsystem/nvme-subsys* /sys/class/nvme/nvme*; do
+        for path in /sys/class/nvme-subsystem/nvme-subsys*; do
             if [ -e "$path/subsysnqn" ] && [ "$(cat "$path/subsysnqn")" = "$1" ]; then
                 for disk in "$path"/nvme*n*; do
                     disk=$(basename "$disk")
@@ -50,21 +50,4 @@ connect() {
 by_hand() {
     echo "transport=tcp,traddr=10.0.2.2,trsvcid=$NVME_PORT,nqn=$1,hostnqn=$2,hostid=$3,ctrl_loss_tmo=-1,reconnect_delay=1${4:+,$4}" \
         >/dev/nvme-fabrics
-}
-# As another host; prints its disk.
-connect_as() {
-    local before after
-    before=$(ls /dev/nvme*n* 2>/dev/null)
-    by_hand "$2" "nqn.2014-08.org.nvmexpress:uuid:$1" "$1"
-    for _ in $(seq 100); do
-        for after in $(ls /dev/nvme*n*); do
-            if [[ ! " $before " == *"$after"* ]] && [ -b "$after" ]; then
-                echo "$after"
-                return
-            fi
-        done
-        sleep 0.1
-    done
-    echo "no disk appears" >&2
-    return 1
 }

@@ -64,33 +64,4 @@ host delete second
 wait_for '[ -z "$(controllers_of '"$second"')" ]' || fail "the deleted volume's controller stays"
 no_io_errors
 nvme disconnect -n "$nqn" >/dev/null
-
-# Two hosts on one kernel: it must not take their controllers for two paths to one disk.
-modprobe -r nvme-tcp nvme-fabrics nvme-core
-modprobe nvme-core multipath=N
-modprobe nvme-tcp
-connect "$nqn"
-disk=$(disk_of "$nqn")
-say "reservations"
-key() { nvme resv-register "$disk" -n 1 --nrkey="$1" --rrega=0 --cptpl="${2:-0}"; }
-key 11 3
-nvme resv-acquire "$disk" -n 1 --crkey=11 --rtype=1 --racqa=0
-nvme resv-report "$disk" -n 1 --eds --numd=127 >/tmp/report
-grep -q 'rtype *: *1' /tmp/report || { cat /tmp/report; fail "not reserved"; }
-# Another host: another name and identifier.
-other=$(connect_as 22222222-2222-2222-2222-222222222222 "$nqn")
-[ "$other" != "$disk" ] || fail "the other host got the same disk"
-if dd if=/dev/zero of="$other" bs=4096 count=1 oflag=direct status=none 2>/dev/null; then fail "the other host could write"; fi
-dd if="$other" of=/dev/null bs=4096 count=1 iflag=direct status=none
-dd if=/dev/zero of="$disk" bs=4096 count=1 oflag=direct status=none
-host restart
-dd if=/dev/zero of="$disk" bs=4096 count=1 oflag=direct status=none
-if dd if=/dev/zero of="$other" bs=4096 count=1 oflag=direct status=none 2>/dev/null; then fail "the other host could write after a restart"; fi
-nvme resv-register "$other" -n 1 --nrkey=22 --rrega=0
-nvme resv-acquire "$other" -n 1 --crkey=22 --prkey=11 --rtype=1 --racqa=1
-dd if=/dev/zero of="$other" bs=4096 count=1 oflag=direct status=none
-if dd if=/dev/zero of="$disk" bs=4096 count=1 oflag=direct status=none 2>/dev/null; then fail "the first host could write"; fi
-nvme resv-release "$other" -n 1 --crkey=22 --rtype=1 --rrela=0
-dd if=/dev/zero of="$disk" bs=4096 count=1 oflag=direct status=none
-nvme disconnect -n "$nqn" >/dev/null
 say "done"

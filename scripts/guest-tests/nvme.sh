@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# The kernel's own NVMe/TCP initiator: discovery, file systems, discard, resize, reservations, two paths.
+# The kernel's own NVMe/TCP initiator: discovery, file systems, discard, resize, two paths.
 . "$(dirname "$0")/lib.sh"
 
 host_resize() { ctl volume resize "$1" "$2" >/dev/null; }
 host_create() { ctl volume create "$1" --size "$2" >/dev/null; }
 host_delete() { ctl volume delete "$1" --yes --force >/dev/null; }
 host_nqn() { status | jq -r ".volumes[] | select(.name == \"$1\").nqn"; }
-host_restart() { kill_daemon KILL; start_daemon; }
 host_stored() { wait_drained; stat_of "$1" live_bytes; }
 
 nvme_port=$(free_port)
