@@ -1,8 +1,8 @@
 //! Benchmarks and the crash tester of blockd.
 //!
 //! [`mod@open`] measures opening a volume on a new host and what its checkpoints cost, [`cost`] what a volume asks of the
-//! [`bucket`], [`fsync`] flushes to it.
-//! [`load`] is the NBD load generator and [`drive`] the command for it alone, [`server`] starts blockd and its peers, [`nbd`] is the benchmark made of
+//! [`bucket`], [`fsync`] flushes to it. [`nvme`] compares blockd over NVMe/TCP with blockd over NBD.
+//! [`load`] is the load generator and [`drive`] the command for it alone, [`server`] starts blockd and its peers, [`nbd`] is the benchmark made of
 //! both, [`report`] turns its cases into tables, JSON and Markdown. [`crash`] kills a server under load and checks
 //! what is left against a model. [`record`] keeps what a kernel writes and looks at what power cuts would leave.
 
@@ -10,6 +10,7 @@
 #![recursion_limit = "256"]
 
 pub mod bucket;
+pub mod client;
 pub mod cost;
 pub mod crash;
 pub mod drive;
@@ -17,6 +18,7 @@ pub mod fio;
 pub mod fsync;
 pub mod load;
 pub mod nbd;
+pub mod nvme;
 pub mod open;
 pub mod record;
 pub mod report;

@@ -12,6 +12,8 @@ use clap::Parser;
 enum Command {
     /// NBD servers on one disk: random and sequential, flushed and not.
     Nbd(bench::nbd::Args),
+    /// blockd over NVMe/TCP beside blockd over NBD.
+    Nvme(bench::nvme::Args),
     /// The load generator alone, on an NBD server that runs already.
     Load(bench::drive::Args),
     /// Opening a volume with a large table on a host that has nothing of it.
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Nbd(args) => bench::nbd::run(&args),
+        Command::Nvme(args) => bench::nvme::run(&args),
         Command::Load(args) => bench::drive::run(&args),
         Command::Open(args) => bench::open::open(&args),
         Command::Checkpoint(args) => bench::open::cost(&args),

@@ -56,6 +56,8 @@ start_daemon() {
     done
     [ -e "$work/port" ] || status | jq -r '.daemon.nbd_tcp[0]' | sed 's/.*://' >"$work/port"
 }
+# A TCP port of the loopback interface that was free a moment ago.
+free_port() { perl -MIO::Socket::INET -e 'print IO::Socket::INET->new(LocalAddr => "127.0.0.1", Listen => 1)->sockport'; }
 kill_daemon() {
     local pid
     pid=$(cat "$work/daemon.pid")
@@ -81,7 +83,7 @@ guest() {
     mkdir -p "$work/share"
     if [ ! -e "$work/share/blockd" ]; then
         strip -o "$work/share/blockd" "$blockd"
-        cp "$here"/writer.pl "$here"/guest-lib.sh "$work/share/"
+        cp "$here"/writer.pl "$here"/guest-lib.sh "$here"/nvme-lib.sh "$work/share/"
     fi
     local handler=$work/handler control=
     {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bench::crash::rounds::{self, Plan};
-use bench::server::{BlockdOptions, Kind, Server};
+use bench::server::{BlockdOptions, Kind, Server, Transport};
 use clap::{Parser, ValueEnum};
 
 /// Longest rest amid a round: long enough for what is done once a second, and for destaging by age after it.
@@ -52,6 +52,9 @@ struct Args {
     /// Whom to kill.
     #[arg(long, value_enum, default_value_t = Victim::Blockd)]
     server: Victim,
+    /// How to reach it.
+    #[arg(long, value_enum, default_value_t = Export::Nbd)]
+    export: Export,
     /// Work in a new directory inside this one.
     #[arg(long, value_name = "DIR", default_value = "target")]
     dir: PathBuf,
@@ -80,6 +83,13 @@ enum Victim {
     NbdkitFile,
     /// As above; its trims promise nothing.
     QemuNbd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Export {
+    Nbd,
+    /// NVMe/TCP with digests; only blockd.
+    Nvme,
 }
 
 fn main() -> ExitCode {
@@ -126,10 +136,15 @@ fn run(args: &Args) -> Result<()> {
             Kind::Blockd(options)
         }
     };
+    let transport = match args.export {
+        Export::Nbd => Transport::Unix,
+        Export::Nvme if args.server == Victim::Blockd => Transport::Nvme,
+        Export::Nvme => anyhow::bail!("only blockd speaks NVMe/TCP"),
+    };
     std::fs::create_dir_all(&args.dir)?;
     let dir = tempfile::Builder::new().prefix("crash-test-").tempdir_in(&args.dir)?;
     println!("seed {seed}, {} rounds on {}, data in {}", plan.rounds, kind.name(), dir.path().display());
-    let mut server = Server::create(kind, dir.path(), plan.volume_bytes, false)?;
+    let mut server = Server::create(kind, dir.path(), plan.volume_bytes, transport)?;
     match rounds::run(&mut server, &plan) {
         Ok(statistics) => {
             println!("passed: {statistics}");

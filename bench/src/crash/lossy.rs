@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use blockd::export::nbd::client::NbdClient;
+
+use crate::client::Client;
 use blockd::export::nbd::proto::{self, command, handshake, info, option, option_reply, transmission};
 use zerocopy::IntoBytes;
 
@@ -121,8 +123,8 @@ impl Target for Lossy {
         self.kill()
     }
 
-    fn connect(&self) -> io::Result<NbdClient> {
-        NbdClient::connect_unix(self.path(), "")
+    fn connect(&self) -> io::Result<Box<dyn Client>> {
+        Ok(Box::new(NbdClient::connect_unix(self.path(), "")?))
     }
 
     fn alive(&mut self) -> bool {

@@ -14,8 +14,8 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::Result;
-use blockd::export::nbd::client::NbdClient;
 
+use crate::client::Client;
 use crate::server::Server;
 
 /// Something that can be killed and comes back with what it kept.
@@ -25,7 +25,7 @@ pub trait Target {
     /// Starts it and kills it `after` a while, ready or not.
     fn start_and_kill(&mut self, after: Duration) -> Result<()>;
     /// A connection to it.
-    fn connect(&self) -> io::Result<NbdClient>;
+    fn connect(&self) -> io::Result<Box<dyn Client>>;
     /// Whether it has not ended by itself.
     fn alive(&mut self) -> bool;
     /// Ends it as a crash would.
@@ -47,7 +47,7 @@ impl Target for Server {
         Server::kill(self)
     }
 
-    fn connect(&self) -> io::Result<NbdClient> {
+    fn connect(&self) -> io::Result<Box<dyn Client>> {
         Server::connect(self)
     }
 

@@ -8,10 +8,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use blockd::export::nbd::client::{Errno, NbdClient, ReplyData, Request};
+use blockd::export::nbd::client::{Errno, ReplyData, Request};
 use blockd::export::nbd::proto::errno;
 use rand::Rng;
 use rand::rngs::SmallRng;
+
+use crate::client::Client;
 
 use super::content::{self, BLOCK_SECTORS, Found, SECTOR, WriteId};
 use super::model::{Kind, Model, ReadWindow};
@@ -72,7 +74,7 @@ enum Operation {
 }
 
 /// Loads one connection until it breaks (when it may) or something is wrong.
-pub fn work(client: NbdClient, shared: &Shared, rng: SmallRng, depth: usize) -> Result<Load> {
+pub fn work(client: Box<dyn Client>, shared: &Shared, rng: SmallRng, depth: usize) -> Result<Load> {
     let mut worker = Worker {
         client,
         shared,
@@ -90,7 +92,7 @@ pub fn work(client: NbdClient, shared: &Shared, rng: SmallRng, depth: usize) -> 
 }
 
 struct Worker<'a> {
-    client: NbdClient,
+    client: Box<dyn Client>,
     shared: &'a Shared,
     rng: SmallRng,
     /// Where the sequential reader is.

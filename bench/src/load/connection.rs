@@ -8,11 +8,13 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use blockd::export::nbd::proto::{self, command};
+use blockd::export::nbd::proto;
+use blockd::export::nvme::client::{Options, Queue, enable};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore};
 use zerocopy::IntoBytes;
 
+use super::wire::{Ask, Event, Head, Wire};
 use super::{Endpoint, Pattern, Pool, Workload};
 
 /// Bytes asked of the kernel at a time.
@@ -25,15 +27,21 @@ impl<T: Read + Write + AsRawFd> Stream for T {}
 
 /// A request in flight, and the room for the next one.
 struct Slot<'a> {
-    header: proto::Request,
+    head: Head,
+    /// Follows the head.
     payload: &'a [u8],
+    /// Sent when the server wants it.
+    later: &'a [u8],
     /// When its operation began; a flush belongs to the operation of its write.
     began: Instant,
-    command: u16,
+    ask: Ask,
 }
 
 /// See the module.
 pub struct Connection<'a> {
+    wire: Wire,
+    /// A controller lives as long as its admin queue.
+    _admin: Option<Queue>,
     stream: Box<dyn Stream>,
     workload: Workload,
     range: Range<u64>,
@@ -47,8 +55,8 @@ pub struct Connection<'a> {
     sent: usize,
     inbox: Vec<u8>,
     filled: usize,
-    /// The read whose data is arriving, and the bytes of it still to be dropped.
-    arriving: Option<usize>,
+    /// The read whose data is arriving and whether that ends it, and the bytes still to be dropped.
+    arriving: Option<(usize, bool)>,
     dropping: usize,
     ready: bool,
 }
@@ -64,6 +72,8 @@ impl<'a> Connection<'a> {
         rng: SmallRng,
         blocking: bool,
     ) -> io::Result<Self> {
+        let mut wire = Wire::Nbd;
+        let mut controller = None;
         let mut stream: Box<dyn Stream> = match endpoint {
             Endpoint::Unix(path) => {
                 let mut stream = UnixStream::connect(path)?;
@@ -80,17 +90,26 @@ impl<'a> Connection<'a> {
                 stream.set_nonblocking(!blocking)?;
                 Box::new(stream)
             }
+            Endpoint::Nvme(addr) => {
+                wire = Wire::Nvme;
+                let options = Options { timeout: Some(Duration::from_secs(30)), ..Options::default() };
+                let (mut admin, cntlid) = Queue::connect(*addr, export, 0, 0xffff, &options)?;
+                enable(&mut admin)?;
+                let (queue, _) = Queue::connect(*addr, export, 1, cntlid, &options)?;
+                controller = Some(admin);
+                let stream = queue.into_stream()?;
+                stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+                stream.set_nonblocking(!blocking)?;
+                Box::new(stream)
+            }
         };
         stream.flush()?;
         let slots = (0..workload.depth)
-            .map(|_| Slot {
-                header: proto::Request::new(0, 0, 0, 0, 0),
-                payload: &[],
-                began: Instant::now(),
-                command: 0,
-            })
+            .map(|_| Slot { head: Head::NONE, payload: &[], later: &[], began: Instant::now(), ask: Ask::Flush })
             .collect();
         Ok(Self {
+            wire,
+            _admin: controller,
             stream,
             workload: *workload,
             next_sequential: range.start,
@@ -159,12 +178,12 @@ impl<'a> Connection<'a> {
                 self.range.start + self.rng.random_range(0..blocks) * u64::from(len)
             }
         };
-        let command = if self.workload.pattern.writes() { command::WRITE } else { command::READ };
+        let ask = if self.workload.pattern.writes() { Ask::Write } else { Ask::Read };
         let pool = self.pool;
-        let payload: &'a [u8] =
-            if command == command::WRITE { pool.payload(self.rng.next_u64(), len as usize) } else { &[] };
-        self.slots[slot] =
-            Slot { header: proto::Request::new(command, 0, slot as u64, offset, len), payload, began: now, command };
+        let payload: &'a [u8] = if ask == Ask::Write { pool.payload(self.rng.next_u64(), len as usize) } else { &[] };
+        let (head, at_once) = self.wire.head(ask, slot, offset, len);
+        let (payload, later) = if at_once { (payload, &[][..]) } else { (&[][..], payload) };
+        self.slots[slot] = Slot { head, payload, later, began: now, ask };
         self.in_flight += 1;
         self.unsent.push_back(slot);
     }
@@ -184,7 +203,7 @@ impl<'a> Connection<'a> {
             let mut count = 0;
             let mut skip = self.sent;
             for slot in self.unsent.iter().take(PIECES_MAX / 2).map(|slot| &self.slots[*slot]) {
-                let header = slot.header.as_bytes();
+                let header = slot.head.bytes();
                 pieces[count] = IoSlice::new(&header[skip.min(header.len())..]);
                 pieces[count + 1] = IoSlice::new(&slot.payload[skip.saturating_sub(header.len())..]);
                 count += 2;
@@ -198,7 +217,7 @@ impl<'a> Connection<'a> {
                 Err(error) => return Err(error),
             }
             while let Some(&first) = self.unsent.front() {
-                let len = proto::Request::SIZE + self.slots[first].payload.len();
+                let len = self.slots[first].head.bytes().len() + self.slots[first].payload.len();
                 if self.sent < len {
                     break;
                 }
@@ -230,7 +249,7 @@ impl<'a> Connection<'a> {
     pub fn advance(&mut self, now: Instant, budget: &mut u64, mut done: impl FnMut(Duration)) -> io::Result<()> {
         let mut at = 0;
         loop {
-            if let Some(slot) = self.arriving {
+            if let Some((slot, ends)) = self.arriving {
                 let dropped = self.dropping.min(self.filled - at);
                 self.dropping -= dropped;
                 at += dropped;
@@ -238,32 +257,41 @@ impl<'a> Connection<'a> {
                     break;
                 }
                 self.arriving = None;
-                done(self.finish(slot, now, budget));
+                if ends {
+                    done(self.finish(slot, now, budget));
+                }
             }
-            let Some((reply, _)) = proto::take::<proto::SimpleReply>(&self.inbox[at..self.filled]) else {
+            let (slots, len) = (&self.slots, self.workload.block_bytes as usize);
+            let reads = |slot: usize| slots.get(slot).and_then(|slot| (slot.ask == Ask::Read).then_some(len));
+            let Some((event, used)) = self.wire.event(&self.inbox[at..self.filled], reads)? else {
                 break;
             };
-            at += proto::SimpleReply::SIZE;
-            let slot = reply.cookie.get() as usize;
-            if reply.magic.get() != proto::SIMPLE_REPLY_MAGIC || slot >= self.slots.len() || reply.error.get() != 0 {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("the server answered badly or with an error: {reply:?}"),
-                ));
+            at += used;
+            let (Event::Done(slot) | Event::Data(slot, ..) | Event::Wanted(slot, _)) = event;
+            if slot >= self.slots.len() {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer to no request"));
             }
-            match self.slots[slot].command {
-                command::READ => {
-                    self.arriving = Some(slot);
-                    self.dropping = self.workload.block_bytes as usize;
+            match event {
+                Event::Data(slot, len, ends) => {
+                    self.arriving = Some((slot, ends));
+                    self.dropping = len;
                 }
-                command::WRITE if self.workload.pattern == Pattern::RandomWriteFlush => {
+                Event::Wanted(slot, head) => {
                     let request = &mut self.slots[slot];
-                    request.command = command::FLUSH;
-                    request.header = proto::Request::new(command::FLUSH, 0, slot as u64, 0, 0);
+                    request.head = head;
+                    request.payload = std::mem::take(&mut request.later);
+                    self.unsent.push_back(slot);
+                }
+                Event::Done(slot)
+                    if self.slots[slot].ask == Ask::Write && self.workload.pattern == Pattern::RandomWriteFlush =>
+                {
+                    let request = &mut self.slots[slot];
+                    request.ask = Ask::Flush;
+                    request.head = self.wire.head(Ask::Flush, slot, 0, 0).0;
                     request.payload = &[];
                     self.unsent.push_back(slot);
                 }
-                _ => done(self.finish(slot, now, budget)),
+                Event::Done(slot) => done(self.finish(slot, now, budget)),
             }
         }
         self.inbox.copy_within(at..self.filled, 0);

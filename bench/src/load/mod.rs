@@ -1,4 +1,4 @@
-//! The load generator: one thread, no allocation per request, simple replies only.
+//! The load generator: one thread, no allocation per request; NBD with simple replies, or NVMe/TCP without digests.
 //!
 //! It shares the machine with the server it measures, so it must cost as little as possible and the same for every
 //! server: payloads are sent from one pool without copying, data of reads is received and dropped.
@@ -6,6 +6,7 @@
 mod connection;
 mod histogram;
 mod poll;
+mod wire;
 
 use std::io;
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ pub enum Endpoint {
     Unix(PathBuf),
     /// A TCP address.
     Tcp(std::net::SocketAddr),
+    /// A TCP address where NVMe is spoken; the export is then the name of a subsystem.
+    Nvme(std::net::SocketAddr),
 }
 
 /// What one slot does, again and again.

@@ -14,6 +14,8 @@ use crate::load::Endpoint;
 
 /// The volume everything happens on.
 pub const VOLUME: &str = "bench";
+/// Its name among NVMe/TCP hosts.
+pub const NQN: &str = "nqn.2026-01.io.blockd:bench";
 
 /// How to run blockd.
 #[derive(Clone, Debug)]
@@ -71,6 +73,10 @@ impl Server {
         match &self.endpoint {
             Endpoint::Unix(path) => command.arg("--nbd-tcp=none").arg("--nbd-unix").arg(path),
             Endpoint::Tcp(addr) => command.arg("--nbd-unix=none").arg("--nbd-tcp").arg(addr.to_string()),
+            Endpoint::Nvme(addr) => {
+                command.args(["--nbd-unix=none", "--nbd-tcp=none", "--nvme"]).arg(addr.to_string());
+                command.arg("--nvme-nqn").arg(format!("{VOLUME}={NQN}"))
+            }
         };
         if let Some(url) = &options.store_url {
             command.arg("--store").arg(url);

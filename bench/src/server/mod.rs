@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 
 pub use self::blockd::{BlockdOptions, VOLUME, VolumeStatus};
 pub use self::delay::DelayedPath;
+use crate::client::{Client, NvmeVolume};
 use crate::load::Endpoint;
 
 /// How long a server may take until it accepts connections.
@@ -57,6 +58,23 @@ impl Kind {
     }
 }
 
+/// How a server is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// NBD on a Unix socket.
+    Unix,
+    /// NBD on loopback TCP.
+    Tcp,
+    /// NVMe/TCP on loopback; only blockd.
+    Nvme,
+}
+
+impl From<bool> for Transport {
+    fn from(tcp: bool) -> Self {
+        if tcp { Self::Tcp } else { Self::Unix }
+    }
+}
+
 /// A server on its directory; it may run or not.
 pub struct Server {
     kind: Kind,
@@ -69,10 +87,14 @@ pub struct Server {
 impl Server {
     /// Makes the directory and whatever the server needs in it, an export of `size_bytes` that reads as zeroes among
     /// it, and starts it.
-    pub fn create(kind: Kind, dir: &Path, size_bytes: u64, tcp: bool) -> Result<Self> {
+    pub fn create(kind: Kind, dir: &Path, size_bytes: u64, transport: impl Into<Transport>) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let dir = dir.canonicalize()?;
-        let endpoint = if tcp { Endpoint::Tcp(free_port()?) } else { Endpoint::Unix(dir.join("nbd.sock")) };
+        let endpoint = match transport.into() {
+            Transport::Unix => Endpoint::Unix(dir.join("nbd.sock")),
+            Transport::Tcp => Endpoint::Tcp(free_port()?),
+            Transport::Nvme => Endpoint::Nvme(free_port()?),
+        };
         let mut server = Self { kind, dir, size_bytes, endpoint, child: None };
         if matches!(server.kind, Kind::NbdkitFile | Kind::QemuNbd { .. }) {
             let file = std::fs::File::create(server.raw_file())?;
@@ -154,6 +176,7 @@ impl Server {
     /// The export's name.
     pub fn export(&self) -> &'static str {
         match self.kind {
+            Kind::Blockd(_) if matches!(self.endpoint, Endpoint::Nvme(_)) => blockd::NQN,
             Kind::Blockd(_) => blockd::VOLUME,
             _ => "",
         }
@@ -165,11 +188,12 @@ impl Server {
     }
 
     /// A connection for checking, not for load.
-    pub fn connect(&self) -> io::Result<NbdClient> {
-        match &self.endpoint {
-            Endpoint::Unix(path) => NbdClient::connect_unix(path, self.export()),
-            Endpoint::Tcp(addr) => NbdClient::connect_tcp(addr, self.export()),
-        }
+    pub fn connect(&self) -> io::Result<Box<dyn Client>> {
+        Ok(match &self.endpoint {
+            Endpoint::Unix(path) => Box::new(NbdClient::connect_unix(path, self.export())?),
+            Endpoint::Tcp(addr) => Box::new(NbdClient::connect_tcp(addr, self.export())?),
+            Endpoint::Nvme(addr) => Box::new(NvmeVolume::connect(*addr, self.export())?),
+        })
     }
 
     /// Ends it with SIGKILL.

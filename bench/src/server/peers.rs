@@ -15,6 +15,7 @@ impl Server {
                 match &self.endpoint {
                     Endpoint::Unix(path) => command.arg("--socket").arg(path),
                     Endpoint::Tcp(addr) => command.args(["--bind", "127.0.0.1", "--port", &addr.port().to_string()]),
+                    Endpoint::Nvme(_) => panic!("this server speaks only NBD"),
                 };
                 command.arg(self.raw_file());
                 command
@@ -25,6 +26,7 @@ impl Server {
                 match &self.endpoint {
                     Endpoint::Unix(path) => command.arg("--unix").arg(path),
                     Endpoint::Tcp(addr) => command.args(["--ipaddr", "127.0.0.1", "--port", &addr.port().to_string()]),
+                    Endpoint::Nvme(_) => panic!("this server speaks only NBD"),
                 };
                 if matches!(self.kind, Kind::NbdkitMemory) {
                     command.arg("memory").arg(self.size_bytes.to_string());

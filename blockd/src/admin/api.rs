@@ -28,6 +28,9 @@ pub struct DaemonInfo {
     pub nbd_unix: Option<PathBuf>,
     /// The TCP addresses for NBD.
     pub nbd_tcp: Vec<SocketAddr>,
+    /// The addresses for NVMe/TCP.
+    #[serde(default)]
+    pub nvme: Vec<SocketAddr>,
     /// Since its start; also the clock for rates between two samples.
     pub uptime_seconds: f64,
 }
@@ -129,6 +132,12 @@ pub struct VolumeInfo {
     pub error: Option<String>,
     /// Connections to it.
     pub clients: u64,
+    /// Its name among NVMe/TCP hosts.
+    #[serde(default)]
+    pub nqn: String,
+    /// NVMe/TCP hosts that are connected to it.
+    #[serde(default)]
+    pub nvme_hosts: Vec<NvmeHost>,
     /// Who holds it, when that is another host.
     #[serde(default)]
     pub holder: Option<LeaseStatus>,
@@ -175,6 +184,19 @@ pub struct SnapshotStatus {
 pub struct CreateSnapshot {
     /// Its name.
     pub name: String,
+}
+
+/// A controller: an NVMe/TCP host's association with a volume.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NvmeHost {
+    /// The host's name.
+    pub nqn: String,
+    /// Its identifier, by which reservations know it.
+    pub id: String,
+    /// Its address.
+    pub peer: String,
+    /// Its I/O queues.
+    pub queues: u64,
 }
 
 /// What a lease says. Times are Unix milliseconds by its owner's clock.

@@ -149,6 +149,7 @@ fn record(status: &Status) {
     describe_gauge!("blockd_volume_open", Unit::Count, "1 while the volume is served");
     describe_gauge!("blockd_volume_size_bytes", Unit::Bytes, "Size of the volume");
     describe_gauge!("blockd_volume_clients", Unit::Count, "Connections to the volume");
+    describe_gauge!("blockd_volume_nvme_hosts", Unit::Count, "NVMe/TCP controllers of the volume");
     for (name, unit, help, _) in VOLUME_GAUGES {
         describe_gauge!(*name, *unit, *help);
     }
@@ -163,6 +164,7 @@ fn record(status: &Status) {
         gauge!("blockd_volume_open", "volume" => name()).set(flag(volume.info.state == VolumeState::Open));
         gauge!("blockd_volume_size_bytes", "volume" => name()).set(volume.info.size as f64);
         gauge!("blockd_volume_clients", "volume" => name()).set(volume.info.clients as f64);
+        gauge!("blockd_volume_nvme_hosts", "volume" => name()).set(volume.info.nvme_hosts.len() as f64);
         let Some(stats) = &volume.stats else { continue };
         for (metric, _, _, value) in VOLUME_GAUGES {
             gauge!(*metric, "volume" => name()).set(value(stats));

@@ -8,6 +8,7 @@ mod attach;
 mod check;
 mod client;
 mod confirm;
+mod connect_info;
 mod ownership;
 mod secret;
 mod serve;
@@ -37,7 +38,7 @@ Examples:
 
 Commands find the daemon by its data directory: say --data, or set BLOCKD_DATA.";
 
-/// Durable block volumes on object storage, exported over NBD.
+/// Durable block volumes on object storage, exported over NBD and NVMe/TCP.
 #[derive(Parser, Debug)]
 #[command(name = "blockd", version, after_help = EXAMPLES, max_term_width = 110)]
 struct Cli {
@@ -59,6 +60,8 @@ enum Command {
     Attach(attach::AttachArgs),
     /// Take a volume's block device away
     Detach(attach::DetachArgs),
+    /// Print what to type on a host to attach a volume over NVMe/TCP
+    ConnectInfo(connect_info::ConnectInfoArgs),
     /// Show what the daemon does: per volume what is not in the bucket yet, speed, hits, requests and their price
     Status(status::StatusArgs),
 }
@@ -112,6 +115,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Snapshot(command) => block_on(snapshot::run(command)),
         Command::Attach(args) => attach::attach(args),
         Command::Detach(args) => attach::detach(&args),
+        Command::ConnectInfo(args) => block_on(connect_info::run(args)),
         Command::Status(args) => block_on(status::run(args)),
     };
     match result {
@@ -215,6 +219,9 @@ mod tests {
             "blockd attach disk --server unix:/run/nbd.sock --block-size 512 --foreground --json",
             "blockd detach disk",
             "blockd detach /dev/nbd3 --force",
+            "blockd connect-info disk",
+            "blockd connect-info disk --address 10.0.0.7 --json",
+            "blockd serve --nvme 0.0.0.0:4420 --nvme-host disk=nqn.2026-01.com.example:h --nvme-nqn disk=nqn.2026-01.com.example:d",
             "blockd status",
             "blockd status --watch",
             "blockd status --watch 5 --json",
@@ -244,6 +251,8 @@ mod tests {
             "blockd volume set disk",
             "blockd volume set disk --codec gzip",
             "blockd serve --key-file k",
+            "blockd serve --nvme-host disk=me",
+            "blockd serve --nvme 4420",
             "blockd status --watch never",
             "blockd serve --reactors 0",
             "blockd serve --log-size 5parsecs",

@@ -409,6 +409,9 @@ pub(super) fn details(volume: &VolumeStatus) -> String {
         ("state", state(info)),
         ("clients", info.clients.to_string()),
     ];
+    for host in &info.nvme_hosts {
+        lines.push(("NVMe host", format!("{} at {}, {} I/O queues", host.nqn, host.peer, host.queues)));
+    }
     if let Some(holder) = &info.holder {
         lines.push(("held since", date(holder.since_ms)));
         lines.push(("lease until", format!("{} (renewed {})", date(holder.until_ms), date(holder.renewed_ms))));

@@ -82,6 +82,18 @@ pub struct Config {
     )]
     pub nbd_tcp: Vec<Listen<SocketAddr>>,
 
+    /// TCP addresses for NVMe/TCP hosts, separated by commas, or none. Without --nvme-host who reaches it can write
+    #[arg(long, value_name = "ADDR,...", default_value = "none", value_delimiter = ',', help_heading = "Network")]
+    pub nvme: Vec<Listen<SocketAddr>>,
+
+    /// Only hosts of these names may connect to a volume over NVMe/TCP. May be given several times
+    #[arg(long, value_name = "NAME=NQN", help_heading = "Network")]
+    pub nvme_host: Vec<VolumeNqn>,
+
+    /// Name of a volume among NVMe/TCP hosts, in place of the one made from its identity
+    #[arg(long, value_name = "NAME=NQN", help_heading = "Network")]
+    pub nvme_nqn: Vec<VolumeNqn>,
+
     /// TCP address for Prometheus (GET /metrics), or none; the admin socket always has it
     #[arg(long, value_name = "ADDR", default_value = "none", help_heading = "Network")]
     pub metrics: Listen<SocketAddr>,
@@ -231,6 +243,18 @@ impl Config {
         self.nbd_tcp.iter().filter_map(|l| l.on().copied()).collect()
     }
 
+    /// Addresses for NVMe/TCP.
+    pub fn nvme_addrs(&self) -> Vec<SocketAddr> {
+        self.nvme.iter().filter_map(|l| l.on().copied()).collect()
+    }
+
+    /// The hosts that may connect to a volume over NVMe/TCP, if not all may.
+    pub fn nvme_hosts(&self, volume: &str) -> Option<Vec<String>> {
+        let hosts: Vec<String> =
+            self.nvme_host.iter().filter(|host| host.volume == volume).map(|host| host.nqn.clone()).collect();
+        (!hosts.is_empty()).then_some(hosts)
+    }
+
     /// Path of the admin socket.
     pub fn admin_path(&self) -> PathBuf {
         admin_path(&self.data, self.admin.as_deref())
@@ -344,8 +368,17 @@ impl Config {
                 ));
             }
         }
-        if self.nbd_unix_path().is_none() && self.nbd_tcp_addrs().is_empty() {
-            return Err("nbd-unix and nbd-tcp are both none, so nobody could attach a volume".into());
+        let (mut volumes, mut names) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+        for name in &self.nvme_nqn {
+            if name.nqn == crate::export::nvme::DISCOVERY_NQN {
+                return Err("nvme-nqn gives a volume the name of the discovery subsystem; choose another".into());
+            }
+            if !volumes.insert(&name.volume) || !names.insert(&name.nqn) {
+                return Err(format!("nvme-nqn names volume {:?} or {} twice", name.volume, name.nqn));
+            }
+        }
+        if self.nbd_unix_path().is_none() && self.nbd_tcp_addrs().is_empty() && self.nvme_addrs().is_empty() {
+            return Err("nbd-unix, nbd-tcp and nvme are all none, so nobody could attach a volume".into());
         }
         Ok(())
     }
@@ -493,6 +526,43 @@ impl Serialize for VolumeFile {
 }
 
 impl<'de> Deserialize<'de> for VolumeFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A volume and the NVMe name of something that belongs to it, `NAME=NQN`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeNqn {
+    /// The volume's name.
+    pub volume: String,
+    /// The NVMe name.
+    pub nqn: String,
+}
+
+impl FromStr for VolumeNqn {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (volume, nqn) = text.split_once('=').ok_or_else(|| format!("{text:?} is not of the form NAME=NQN"))?;
+        crate::manifest::check_name(volume).map_err(|e| e.to_string())?;
+        crate::export::nvme::check_nqn(nqn)?;
+        Ok(Self { volume: volume.to_owned(), nqn: nqn.to_owned() })
+    }
+}
+
+impl fmt::Display for VolumeNqn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.volume, self.nqn)
+    }
+}
+
+impl Serialize for VolumeNqn {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for VolumeNqn {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }

@@ -1,6 +1,7 @@
 //! From settings to a running daemon and back.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::cache::FrameCache;
 use crate::config::{Config, LogShape};
 use crate::explain::explain;
 use crate::export::nbd::server::{Exports, Listen, Server};
+use crate::export::nvme::server::Server as NvmeServer;
 use crate::manifest::ManifestError;
 use crate::reactor::{ReactorHandle, ReactorOptions};
 use crate::store::{CountedStore, StoreConfig, StoreError};
@@ -169,7 +171,11 @@ async fn serve(daemon: &Arc<Daemon>) -> anyhow::Result<Never> {
         tokio::spawn(daemon.clone().watch_views());
         let server = Server::start(&listens, daemon.clone()).await?;
         let listens = daemon.listens.get_or_init(|| server.listens().to_vec());
-        announce(daemon, listens, &admin_path);
+        // Hosts are let in when all volumes are open that will be: one that finds none would give up.
+        let nvme = NvmeServer::start(&config.nvme_addrs(), daemon.clone(), rand::random()).await?;
+        let nvme = Arc::new(nvme);
+        let _ = daemon.nvme.set(Arc::downgrade(&nvme));
+        announce(daemon, listens, nvme.listens(), &admin_path);
         std::future::pending::<anyhow::Result<()>>().await
     };
     tokio::select! {
@@ -180,15 +186,13 @@ async fn serve(daemon: &Arc<Daemon>) -> anyhow::Result<Never> {
     bail!("a listener ended unexpectedly")
 }
 
-fn announce(daemon: &Daemon, listens: &[Listen], admin: &Path) {
-    let places: Vec<String> = listens.iter().map(Listen::to_string).collect();
-    let open = daemon.list().len();
+fn announce(daemon: &Daemon, listens: &[Listen], nvme: &[SocketAddr], admin: &Path) {
+    let nbd: Vec<String> = listens.iter().map(|listen| format!("NBD on {listen}")).collect();
+    let nvme = nvme.iter().map(|listen| format!("NVMe/TCP on {listen}"));
+    let places: Vec<String> = nbd.into_iter().chain(nvme).collect();
+    let open = Exports::list(daemon).len();
     let known = daemon.entries().len();
-    println!(
-        "blockd ready: {open} of {known} volumes open, NBD on {}, admin on {}",
-        places.join(" and "),
-        admin.display()
-    );
+    println!("blockd ready: {open} of {known} volumes open, {}, admin on {}", places.join(", "), admin.display());
     notify("READY=1");
 }
 

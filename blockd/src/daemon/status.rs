@@ -1,5 +1,7 @@
 //! What the daemon says of itself.
 
+use std::sync::Weak;
+
 use futures::future::join_all;
 
 use super::stranded::why_not;
@@ -29,6 +31,7 @@ impl Daemon {
                     Listen::Unix(_) => None,
                 })
                 .collect(),
+            nvme: self.nvme.get().and_then(Weak::upgrade).map_or_else(Vec::new, |nvme| nvme.listens().to_vec()),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
         }
     }
@@ -77,6 +80,8 @@ impl Daemon {
         let mut info = VolumeInfo { name: name.to_owned(), state: entry.phase.state(), ..Default::default() };
         if let Some(manifest) = entry.manifest {
             info.id = manifest.id.to_string();
+            info.nqn = self.nqn(name, manifest.id);
+            info.nvme_hosts = self.nvme_hosts(&info.nqn);
             info.size = manifest.size;
             info.durability = manifest.durability.to_string();
             info.codec = manifest.codec.to_string();

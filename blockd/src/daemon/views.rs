@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use super::volumes::{Daemon, Place, VolumeError};
+use super::volumes::{Daemon, VolumeError};
 use crate::admin::api::{ChangedRange, ChangesPage, FollowStatus};
 use crate::explain::explain;
 use crate::export::nbd::server::Export;
 use crate::manifest::{self, Manifest, Snapshot, SnapshotId};
-use crate::reactor::wall_ms;
+use crate::reactor::{DeviceKey, ReactorHandle, wall_ms};
 use crate::store::ObjectStore;
 use crate::table::{Change, TableHome};
 use crate::types::BLOCK_SIZE;
@@ -36,6 +36,13 @@ pub(super) struct Views {
     refused: RwLock<BTreeMap<String, String>>,
     /// Held while one is opened or closed.
     changing: tokio::sync::Mutex<()>,
+}
+
+/// Where a view lives.
+#[derive(Clone)]
+struct Place {
+    reactor: ReactorHandle,
+    key: DeviceKey,
 }
 
 #[derive(Clone)]

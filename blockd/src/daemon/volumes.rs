@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -25,6 +25,8 @@ use crate::config::{ByteSize, Config, check_chunk_size};
 use crate::crypt::Keys;
 use crate::explain::explain;
 use crate::export::nbd::server::Listen;
+use crate::export::nvme::namespace::Namespace;
+use crate::export::nvme::server::{Changes, Server as NvmeServer};
 use crate::lease::{self, AcquireError, Judge, Lease, LeaseState, Sighting, Verdict};
 use crate::manifest::{self, Durability, Manifest, ManifestError};
 use crate::reactor::{Device, DeviceKey, ReactorHandle};
@@ -66,6 +68,8 @@ pub enum VolumeError {
 pub(super) struct Place {
     pub reactor: ReactorHandle,
     pub key: DeviceKey,
+    /// What its NVMe/TCP hosts share.
+    pub namespace: Arc<Namespace>,
 }
 
 /// See the module.
@@ -157,6 +161,10 @@ pub struct Daemon {
     pub(super) store: Arc<CountedStore>,
     pub(super) started: Instant,
     pub(super) listens: OnceLock<Vec<Listen>>,
+    /// Gone while the daemon stops.
+    pub(super) nvme: OnceLock<Weak<NvmeServer>>,
+    /// Tells NVMe/TCP hosts.
+    pub(super) changes: Changes,
     reactors: Vec<ReactorHandle>,
     next_reactor: AtomicUsize,
     frame_cache: Option<FrameCache>,
@@ -186,6 +194,8 @@ impl Daemon {
             store,
             started: Instant::now(),
             listens: OnceLock::new(),
+            nvme: OnceLock::new(),
+            changes: Changes::default(),
             reactors,
             next_reactor: AtomicUsize::new(0),
             frame_cache,
@@ -209,6 +219,7 @@ impl Daemon {
         if let Some(entry) = self.entries_mut().get_mut(name) {
             entry.phase = phase;
         }
+        self.changes.tell();
     }
 
     pub(super) fn refuse_while_closing(&self) -> Result<(), VolumeError> {
@@ -445,6 +456,7 @@ impl Daemon {
                     "volume open: {}",
                     super::rebuild::state_reached(&report, unix_ms())
                 );
+                self.changes.tell();
                 self.share_memory().await;
                 Ok(())
             }
@@ -599,6 +611,7 @@ impl Daemon {
         keys: Option<Keys>,
         hold: &Hold,
     ) -> anyhow::Result<(Place, OpenReport)> {
+        let dir = self.data.volume(manifest.id);
         let (dirty, cache, table) = self.shares(self.open_places().len() + 1);
         let options = OpenOptions {
             store: self.store.clone() as Arc<dyn ObjectStore>,
@@ -631,13 +644,15 @@ impl Daemon {
             progress: self.rebuilds.progress(&manifest.name),
         };
         let (mut volume, report) = Volume::open(options).await?;
+        // Who must not write must not be let in by accident.
+        let namespace = Namespace::open(manifest.id, dir)?;
         match hold.grant().await {
             Some(grant) => volume.grant(grant, instants()),
             None => anyhow::bail!("another host took it over while it was being opened"),
         }
         let reactor = self.next_reactor();
         let key = reactor.add_device(Box::new(volume)).await?;
-        Ok((Place { reactor, key }, report))
+        Ok((Place { reactor, key, namespace }, report))
     }
 
     /// The reactor on which the next device is to live.
@@ -746,6 +761,7 @@ impl Daemon {
         if let Some(manifest) = self.entries_mut().get_mut(name).and_then(|entry| entry.manifest.as_mut()) {
             manifest.size = size;
         }
+        self.changes.tell();
         tracing::info!(volume = %name, size = %ByteSize(size), "volume resized");
         self.show(name).await
     }
@@ -806,6 +822,7 @@ impl Daemon {
             return Err(VolumeError::Failed(why));
         }
         self.entries_mut().remove(name);
+        self.changes.tell();
         tracing::info!(volume = %name, "volume deleted");
         self.share_memory().await;
         Ok(())

@@ -5,13 +5,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::device::Device;
 use super::handle::DeviceKey;
 use super::ring::Ring;
+use super::session::{Client, DIRECT_PAYLOAD, Progress, Session, SessionError};
 use crate::buf::AlignedBuf;
-use crate::export::nbd::proto::ProtoError;
-use crate::export::nbd::session::{DIRECT_PAYLOAD, Progress, Session, SessionParams};
 
 /// Receive buffer, in bytes. Must hold a write that is not received directly, with its header, twice over.
 const RECV_BUFFER: usize = 256 << 10;
-const _: () = assert!(RECV_BUFFER >= 2 * (DIRECT_PAYLOAD + 64));
+const _: () = assert!(RECV_BUFFER >= 2 * (DIRECT_PAYLOAD + 256));
 /// Received at once while the client streams large writes: little of a payload then needs copying.
 const RECV_HEADER: usize = 4 << 10;
 /// Send buffers that grew beyond this, in bytes, are not kept.
@@ -22,8 +21,12 @@ pub(super) struct Conn {
     pub device: DeviceKey,
     /// Sets this client apart from earlier ones at the same index.
     pub generation: u32,
-    pub params: SessionParams,
-    pub session: Session,
+    /// Its address, and the export it asked for.
+    pub peer: String,
+    pub export: String,
+    /// See [`Client::group`].
+    pub group: u64,
+    pub session: Box<dyn Session>,
     /// Replies for the next send.
     pub out: Vec<u8>,
     /// Waits in the reactor's list of connections to look at.
@@ -45,6 +48,10 @@ pub(super) struct Conn {
     more_to_receive: bool,
     /// The client sends nothing more.
     input_ended: bool,
+    /// What the client asked is not answered any more.
+    hung_up: bool,
+    /// What the device answers is not waited for any more.
+    abandoned: bool,
     /// Nothing can be said or heard any more.
     dead: bool,
     shut: bool,
@@ -58,13 +65,15 @@ enum Target {
 }
 
 impl Conn {
-    pub fn new(fd: OwnedFd, params: SessionParams, device: DeviceKey, index: u32, generation: u32) -> Self {
+    pub fn new(fd: OwnedFd, client: Client, device: DeviceKey, index: u32, generation: u32) -> Self {
         let token_base = u64::from(index) << 48 | u64::from(generation) << 16;
         Self {
             device,
             generation,
-            session: Session::new(&params, token_base),
-            params,
+            session: (client.session)(token_base),
+            peer: client.peer,
+            export: client.export,
+            group: client.group,
             out: Vec::new(),
             queued: false,
             leaving: false,
@@ -79,6 +88,8 @@ impl Conn {
             progress: Progress::NeedBytes,
             more_to_receive: false,
             input_ended: false,
+            hung_up: false,
+            abandoned: false,
             dead: false,
             shut: false,
         }
@@ -89,9 +100,21 @@ impl Conn {
         ((token >> 48) as u32, (token >> 16) as u32)
     }
 
+    /// Gives up on the client, and on what it asked.
+    pub fn abandon(&mut self) {
+        self.dead = true;
+        self.abandoned = true;
+    }
+
     /// Gives up on the client.
     pub fn kill(&mut self) {
         self.dead = true;
+    }
+
+    /// Hears nothing more, but sends what there is to say.
+    pub fn hang_up(&mut self) {
+        self.input_ended = true;
+        self.hung_up = true;
     }
 
     /// A receive ended: takes in what came.
@@ -105,7 +128,7 @@ impl Conn {
             (bytes @ 1.., Target::Buffer) => self.end += bytes as usize,
             (bytes @ 1.., Target::Payload) => {
                 if let Some(device) = device {
-                    self.session.payload_received(bytes as usize, device);
+                    self.session.payload_received(bytes as usize, device, &mut self.out);
                 }
             }
             (errno, _) => {
@@ -134,9 +157,9 @@ impl Conn {
     }
 
     /// Turns received bytes into requests.
-    pub fn parse(&mut self, device: &mut dyn Device) -> Result<(), ProtoError> {
+    pub fn parse(&mut self, device: &mut dyn Device) -> Result<(), SessionError> {
         // While a receive runs, all that is there was looked at.
-        if self.dead || self.recv_runs.is_some() {
+        if self.dead || self.hung_up || self.recv_runs.is_some() {
             return Ok(());
         }
         if self.progress == Progress::Busy && self.has_hung_up() {
@@ -224,12 +247,18 @@ impl Conn {
 
     /// Whether the connection is over and may be dropped; makes what still runs end soon if it is over otherwise.
     pub fn finished(&mut self) -> bool {
-        let idle = self.session.in_flight() == 0 && self.out.is_empty() && !self.send_runs;
+        let answered = self.session.in_flight() == 0;
+        if self.session.broken().is_some() {
+            self.dead = true;
+        }
+        let idle = (answered || self.hung_up) && self.out.is_empty() && !self.send_runs;
         if !self.dead && !(idle && (self.input_ended || self.leaving)) {
             return false;
         }
         if self.recv_runs.is_none() && !self.send_runs {
-            return true;
+            // What comes for it meanwhile is dropped.
+            self.dead = true;
+            return answered || self.abandoned || !self.session.outlives_client();
         }
         if !self.shut {
             self.shut = true;

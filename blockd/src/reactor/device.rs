@@ -20,6 +20,9 @@ pub trait Device: Send + 'static {
     fn read(&mut self, token: Token, offset: u64, len: u32, out: &mut Vec<u8>) -> ReadNow;
     /// Writes; with `fua` it is answered once durable.
     fn write(&mut self, token: Token, offset: u64, data: WriteData<'_>, fua: bool);
+    /// Writes `data` if `expected`, of the same length, stands there, with nothing in between; otherwise the outcome is
+    /// a mismatch and nothing is written.
+    fn compare_write(&mut self, token: Token, offset: u64, expected: Vec<u8>, data: Vec<u8>, fua: bool);
     /// Makes a range read as zeroes; with `no_hole` it stays allocated.
     fn zero(&mut self, token: Token, offset: u64, len: u64, fua: bool, no_hole: bool);
     /// Discards a range.

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::device::Device;
 use super::inbox::{self, Sender};
 use super::run::Reactor;
-use crate::export::nbd::session::{SessionParams, SessionStats};
+use super::session::{Client, SessionStats};
 use crate::volume::JobDone;
 
 /// Who performs log operations.
@@ -56,7 +56,9 @@ pub(super) type Visit = Box<dyn FnOnce(Option<&mut dyn Device>) + Send>;
 pub(super) enum Message {
     AddDevice(Box<dyn Device>, oneshot::Sender<DeviceKey>),
     WithDevice(DeviceKey, Visit),
-    AddConnection(OwnedFd, SessionParams, DeviceKey),
+    AddConnection(OwnedFd, Client, DeviceKey),
+    DropGroup(u64, oneshot::Sender<()>),
+    TaskDone { conn: u32, generation: u32, slot: u16, result: u32 },
     CloseDevice(DeviceKey, oneshot::Sender<()>),
     Connections(DeviceKey, oneshot::Sender<Vec<ConnectionInfo>>),
     JobDone(DeviceKey, JobDone),
@@ -124,8 +126,16 @@ impl ReactorHandle {
     }
 
     /// Serves a client whose handshake is over; if the device is gone or closing, the client is disconnected.
-    pub fn add_connection(&self, fd: OwnedFd, session: SessionParams, key: DeviceKey) {
-        self.inbox.send(Message::AddConnection(fd, session, key));
+    pub fn add_connection(&self, fd: OwnedFd, client: impl Into<Client>, key: DeviceKey) {
+        self.inbox.send(Message::AddConnection(fd, client.into(), key));
+    }
+
+    /// Drops all connections of a group as they are, and returns when the device has answered all that came by them:
+    /// from then on none of their writes can take effect any more.
+    pub async fn drop_group(&self, group: u64) {
+        let (tx, rx) = oneshot::channel();
+        self.inbox.send(Message::DropGroup(group, tx));
+        let _ = rx.await;
     }
 
     /// Refuses new requests with ESHUTDOWN, answers those that run, disconnects the clients, closes the device, and

@@ -17,6 +17,7 @@ mod log_thread;
 mod ram;
 mod ring;
 mod run;
+mod session;
 mod slab;
 
 use std::sync::OnceLock;
@@ -25,6 +26,7 @@ pub use device::Device;
 pub use handle::{ConnectionInfo, DeviceKey, LogShape, ReactorHandle, ReactorOptions};
 pub use log_io::writes_durably;
 pub use ram::RamDevice;
+pub use session::{Client, DIRECT_PAYLOAD, NewSession, Progress, Session, SessionError, SessionStats, Task};
 
 /// Microseconds on a monotonic clock that also counts while the machine is suspended, and starts at 1 when the process
 /// first asks.

@@ -249,6 +249,14 @@ impl Device for RamDevice {
         }
     }
 
+    fn compare_write(&mut self, token: Token, offset: u64, expected: Vec<u8>, data: Vec<u8>, fua: bool) {
+        match self.writable(offset, data.len() as u64) {
+            Ok(range) if self.data[range.clone()] != expected[..] => self.complete(token, Ok(Outcome::Mismatch)),
+            Ok(_) => self.write(token, offset, WriteData::Copy(&data), fua),
+            Err(error) => self.complete(token, Err(error)),
+        }
+    }
+
     fn zero(&mut self, token: Token, offset: u64, len: u64, fua: bool, no_hole: bool) {
         match self.writable(offset, len) {
             Ok(range) => {

@@ -14,9 +14,9 @@ use super::inbox::{Inbox, Sender};
 use super::log_io::RingLog;
 use super::log_thread::LogThread;
 use super::ring::{Event, Op, Ring};
+use super::session::{Client, Task};
 use super::slab::Slab;
 use super::{now_us, wall_ms};
-use crate::export::nbd::session::SessionParams;
 use crate::volume::{Completion, Effect, Job, LogIo, LogOp};
 
 /// How long clients of a closing device may take to collect their answers.
@@ -68,6 +68,8 @@ pub(super) struct Reactor {
     /// Devices to advance in this turn.
     touched: Vec<u32>,
     events: Vec<Event>,
+    /// Groups of which no connection is to be left.
+    dropping: Vec<(u64, oneshot::Sender<()>)>,
     stopping: Option<oneshot::Sender<()>>,
 }
 
@@ -111,6 +113,7 @@ impl Reactor {
             active: Vec::new(),
             touched: Vec::new(),
             events: Vec::new(),
+            dropping: Vec::new(),
             stopping: None,
         })
     }
@@ -176,10 +179,17 @@ impl Reactor {
             if let Some(conn) = self.conns.get_mut(index) {
                 conn.start_io(&mut self.ring, index);
                 if conn.finished() {
-                    tracing::debug!(peer = conn.params.peer, export = conn.params.export, "client left");
+                    if let Some(why) = conn.session.broken() {
+                        tracing::info!(peer = conn.peer, export = conn.export, "client disconnected: {why}");
+                    }
+                    tracing::debug!(peer = conn.peer, export = conn.export, "client left");
                     self.conns.remove(index);
                 }
             }
+        }
+        if !self.dropping.is_empty() {
+            let conns = &self.conns;
+            self.dropping.retain(|(group, _)| conns.iter().any(|(_, conn)| conn.group == *group));
         }
         self.close_devices(now);
     }
@@ -256,13 +266,32 @@ impl Reactor {
                 }
                 None => visit(None),
             },
-            Message::AddConnection(fd, params, key) => self.add_connection(fd, params, key),
+            Message::AddConnection(fd, client, key) => self.add_connection(fd, client, key),
+            Message::DropGroup(group, reply) => {
+                for (_, conn) in self.conns.iter_mut().filter(|(_, conn)| conn.group == group) {
+                    conn.kill();
+                }
+                self.queue_conns(|conn| conn.group == group);
+                // Dropping it is the answer.
+                self.dropping.push((group, reply));
+            }
+            Message::TaskDone { conn: index, generation, slot, result } => {
+                if let Some(conn) = self.conns.get_mut(index)
+                    && conn.generation == generation
+                    && let Some(managed) = managed(&mut self.devices, conn.device)
+                {
+                    conn.session.task_done(slot, result, managed.device.as_mut(), &mut conn.out);
+                    let device = conn.device.index;
+                    self.queue(index);
+                    self.touch(device);
+                }
+            }
             Message::CloseDevice(key, reply) => self.begin_close(key, reply),
             Message::Connections(key, reply) => {
                 let of_device = self.conns.iter().filter(|(_, conn)| conn.device == key);
                 let infos = of_device.map(|(_, conn)| ConnectionInfo {
-                    peer: conn.params.peer.clone(),
-                    export: conn.params.export.clone(),
+                    peer: conn.peer.clone(),
+                    export: conn.export.clone(),
                     in_flight: conn.session.in_flight(),
                     stats: conn.session.stats(),
                 });
@@ -277,7 +306,7 @@ impl Reactor {
             Message::LogDone(key, id, result) => self.log_done(key, id, result),
             Message::Stop(reply) => {
                 for (_, conn) in self.conns.iter_mut() {
-                    conn.kill();
+                    conn.abandon();
                 }
                 self.queue_conns(|_| true);
                 self.stopping = Some(reply);
@@ -285,15 +314,15 @@ impl Reactor {
         }
     }
 
-    fn add_connection(&mut self, fd: OwnedFd, params: SessionParams, key: DeviceKey) {
+    fn add_connection(&mut self, fd: OwnedFd, client: Client, key: DeviceKey) {
         let open = managed(&mut self.devices, key).is_some_and(|managed| managed.closing.is_none());
         if !open || self.stopping.is_some() || self.conns.len() >= MAX_CONNECTIONS {
-            tracing::info!(peer = params.peer, export = params.export, "client turned away: the export is closing");
+            tracing::info!(peer = client.peer, export = client.export, "client turned away: the export is closing");
             return;
         }
         let generation = self.new_generation();
         // A connection carries its own index in its tokens.
-        let index = self.conns.insert_with(|index| Conn::new(fd, params, key, index, generation));
+        let index = self.conns.insert_with(|index| Conn::new(fd, client, key, index, generation));
         self.queue(index);
     }
 
@@ -346,8 +375,11 @@ impl Reactor {
                 continue;
             };
             if let Err(error) = conn.parse(managed.device.as_mut()) {
-                tracing::warn!(peer = conn.params.peer, export = conn.params.export, %error, "client dropped");
-                conn.kill();
+                tracing::warn!(peer = conn.peer, export = conn.export, %error, "client dropped");
+                conn.hang_up();
+            }
+            for (slot, task) in conn.session.take_tasks() {
+                spawn_task(&self.runtime, &self.sender, (index, conn.generation, slot), task);
             }
             self.touch(key.index);
         }
@@ -371,21 +403,23 @@ impl Reactor {
 
     fn carry_out(&mut self, device: u32, effect: Effect) {
         match effect {
-            Effect::Complete(completion) => self.complete(completion),
+            Effect::Complete(completion) => self.complete(device, completion),
             Effect::Log(io) => self.start_log(device, io),
             Effect::Spawn(job) => self.spawn_job(device, job),
         }
     }
 
-    fn complete(&mut self, completion: Completion) {
+    fn complete(&mut self, device: u32, completion: Completion) {
         let (index, generation) = Conn::of_token(completion.token.0);
         if let Some(conn) = self.conns.get_mut(index)
             && conn.generation == generation
+            && let Some(managed) = self.devices.get_mut(device)
         {
             if completion.result.as_ref().is_err_and(|error| conn.session.hangs_up_for(error)) {
                 conn.kill();
             }
-            conn.session.complete(completion.token.0 as u16, completion.result, &mut conn.out);
+            let device = managed.device.as_mut();
+            conn.session.complete(completion.token.0 as u16, completion.result, device, &mut conn.out);
             self.queue(index);
         }
     }
@@ -461,7 +495,7 @@ impl Reactor {
             for (conn_index, conn) in self.conns.iter_mut().filter(|(_, conn)| conn.device == key) {
                 clients += 1;
                 if now >= closing.drop_clients_us {
-                    conn.kill();
+                    conn.abandon();
                     if !std::mem::replace(&mut conn.queued, true) {
                         self.runnable.push(conn_index);
                     }
@@ -507,6 +541,23 @@ impl Reactor {
         let next = deadlines.min()?;
         Some(Duration::from_micros(next.saturating_sub(now_us())))
     }
+}
+
+/// Runs what a session left to others.
+fn spawn_task(
+    runtime: &tokio::runtime::Handle,
+    sender: &Sender,
+    (conn, generation, slot): (u32, u32, u16),
+    task: Task,
+) {
+    let sender = sender.clone();
+    runtime.spawn(async move {
+        match AssertUnwindSafe(task).catch_unwind().await {
+            Ok(result) => sender.send(Message::TaskDone { conn, generation, slot, result }),
+            // The session would wait for it for ever.
+            Err(_) => std::process::abort(),
+        }
+    });
 }
 
 fn managed(devices: &mut Slab<Managed>, key: DeviceKey) -> Option<&mut Managed> {

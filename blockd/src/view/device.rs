@@ -122,6 +122,9 @@ impl Device for View {
     fn write(&mut self, token: Token, _: u64, _: WriteData<'_>, _: bool) {
         self.complete(token, Err(IoError::ReadOnly));
     }
+    fn compare_write(&mut self, token: Token, _: u64, _: Vec<u8>, _: Vec<u8>, _: bool) {
+        self.complete(token, Err(IoError::ReadOnly));
+    }
     fn zero(&mut self, token: Token, _: u64, _: u64, _: bool, _: bool) {
         self.complete(token, Err(IoError::ReadOnly));
     }

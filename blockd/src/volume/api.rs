@@ -53,6 +53,8 @@ pub enum Outcome {
     Done,
     /// Data of a read that could not be answered at once.
     Data(ReadData),
+    /// A compare-and-write found something else, and changed nothing.
+    Mismatch,
     /// Answer of [`super::Volume::extents`], in order, contiguous from the asked offset, at least one.
     Extents(Vec<ExtentStatus>),
 }

@@ -20,6 +20,9 @@ impl Device for Volume {
     fn write(&mut self, token: Token, offset: u64, data: WriteData<'_>, fua: bool) {
         self.write(token, offset, data, fua);
     }
+    fn compare_write(&mut self, token: Token, offset: u64, expected: Vec<u8>, data: Vec<u8>, fua: bool) {
+        self.compare_write(token, offset, expected, data, fua);
+    }
     fn zero(&mut self, token: Token, offset: u64, len: u64, fua: bool, no_hole: bool) {
         self.zero(token, offset, len, fua, no_hole);
     }

@@ -14,6 +14,7 @@ use crate::lease::{Grant, Instants};
 enum Request {
     Read { offset: u64, len: u32 },
     Write { offset: u64, data: AlignedBuf, len: usize, fua: bool },
+    CompareWrite { offset: u64, expected: Vec<u8>, data: Vec<u8>, fua: bool },
     Zero { offset: u64, len: u64, fua: bool, no_hole: bool },
     Trim { offset: u64, len: u64, fua: bool },
     Flush,
@@ -52,6 +53,10 @@ impl Gate {
             WriteData::Owned(buf, len) => (buf, len),
         };
         self.requests.push((token, Request::Write { offset, data, len, fua }));
+    }
+
+    pub fn hold_compare_write(&mut self, token: Token, offset: u64, expected: Vec<u8>, data: Vec<u8>, fua: bool) {
+        self.requests.push((token, Request::CompareWrite { offset, expected, data, fua }));
     }
 
     pub fn hold_zero(&mut self, token: Token, offset: u64, len: u64, fua: bool, no_hole: bool) {
@@ -111,6 +116,9 @@ impl Volume {
             Request::Write { offset, data, len, fua } => {
                 // Ownership of the buffer may only be passed on for whole blocks.
                 self.write(token, offset, WriteData::Copy(&data[..len]), fua);
+            }
+            Request::CompareWrite { offset, expected, data, fua } => {
+                self.compare_write(token, offset, expected, data, fua);
             }
             Request::Zero { offset, len, fua, no_hole } => self.zero(token, offset, len, fua, no_hole),
             Request::Trim { offset, len, fua } => self.trim(token, offset, len, fua),

@@ -32,7 +32,9 @@ pub(super) struct Merge {
     ticket: u64,
     offset: u64,
     data: Vec<u8>,
-    /// Edge blocks that had to be fetched, and the accepted LSN when that was begun.
+    /// What must stand there for `data` to take its place.
+    expected: Option<Vec<u8>>,
+    /// Edge blocks, or with `expected` any, that had to be fetched, and the accepted LSN when that was begun.
     fetched: Vec<(Lba, Box<[u8; BLOCK]>)>,
     since: Lsn,
 }
@@ -157,7 +159,30 @@ impl Volume {
 
     fn submit_merge(&mut self, ticket: u64, offset: u64, data: Vec<u8>) {
         let since = self.log.accepted_lsn();
-        self.submit(Append::Merge(Merge { ticket, offset, data, fetched: Vec::new(), since }));
+        self.submit(Append::Merge(Merge { ticket, offset, data, expected: None, fetched: Vec::new(), since }));
+    }
+
+    /// Writes `data` if `expected`, of the same length, stands there at that moment; else the answer is
+    /// [`Outcome::Mismatch`]. Nothing comes between the comparison and the write.
+    pub fn compare_write(&mut self, token: Token, offset: u64, expected: Vec<u8>, data: Vec<u8>, fua: bool) {
+        assert_eq!(expected.len(), data.len(), "a comparison covers what is written");
+        if self.gate.is_shut() {
+            return self.gate.hold_compare_write(token, offset, expected, data, fua);
+        }
+        if self.refuse(token, offset, data.len() as u64) {
+            return;
+        }
+        // One record, so that a crash leaves all of it or nothing.
+        if blocks_of(offset, data.len() as u64).1 > self.record_blocks_max() as u64 {
+            let error = IoError::Invalid("longer than a compare-and-write may be");
+            return self.complete(token, Err(error));
+        }
+        self.stats.writes += 1;
+        self.stats.write_bytes += data.len() as u64;
+        let ticket = self.ticket(Some(token), fua, 1);
+        let since = self.log.accepted_lsn();
+        let expected = Some(expected);
+        self.submit(Append::Merge(Merge { ticket, offset, data, expected, fetched: Vec::new(), since }));
     }
 
     /// Zeroes a range of any length, in constant time. With `no_hole` the range counts as allocated afterwards.
@@ -320,10 +345,12 @@ impl Volume {
         let end = start + merge.data.len();
         let mut buf = AlignedBuf::zeroed(blocks as usize * BLOCK);
         let mut edges = Vec::with_capacity(2);
-        if start > 0 {
+        if merge.expected.is_some() {
+            edges.extend(0..blocks as usize);
+        } else if start > 0 {
             edges.push(0);
         }
-        if !end.is_multiple_of(BLOCK) && (blocks > 1 || start == 0) {
+        if merge.expected.is_none() && !end.is_multiple_of(BLOCK) && (blocks > 1 || start == 0) {
             edges.push(blocks as usize - 1);
         }
         let mut missing = Vec::new();
@@ -341,6 +368,12 @@ impl Volume {
         }
         if !missing.is_empty() {
             self.fetch_edges(merge, missing, false);
+            return None;
+        }
+        if merge.expected.is_some_and(|expected| buf[start..end] != expected[..]) {
+            if let Some(token) = self.tickets.remove(&merge.ticket).and_then(|ticket| ticket.token) {
+                self.complete(token, Ok(Outcome::Mismatch));
+            }
             return None;
         }
         buf[start..end].copy_from_slice(&merge.data);

@@ -4,7 +4,7 @@
 //! reply is waited for. While a send does not progress, replies that arrive are taken in, so a server that answers
 //! before it reads on cannot deadlock with us.
 
-mod socket;
+pub(in crate::export) mod socket;
 
 use std::collections::HashMap;
 use std::io;

@@ -8,9 +8,11 @@ use zerocopy::byteorder::big_endian::U32;
 use super::proto::{self, ProtoError, Request, command, command_flag, errno};
 use super::reply::{self, Style};
 use crate::buf::AlignedBuf;
-use crate::reactor::Device;
+use crate::reactor::{self, Client, Device};
 use crate::types::BLOCK_SIZE;
 use crate::volume::{IoError, Outcome, ReadNow, Token, WriteData};
+
+pub use crate::reactor::{DIRECT_PAYLOAD, Progress, SessionStats};
 
 /// Requests of one connection that may be unanswered before it is no longer read from.
 pub const MAX_IN_FLIGHT: usize = 1024;
@@ -18,8 +20,6 @@ pub const MAX_IN_FLIGHT: usize = 1024;
 pub const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 /// Unsent reply bytes at which a connection is no longer read from. One more read may go past it.
 pub const MAX_UNSENT: usize = 1 << 20;
-/// Write payloads of at least this many bytes are received into memory of their own.
-pub const DIRECT_PAYLOAD: usize = 64 << 10;
 /// A refused write's payload is skipped up to this many bytes; beyond it the connection is dropped.
 const MAX_DISCARD: u32 = 256 << 20;
 /// Runs in one answer to BLOCK_STATUS.
@@ -38,30 +38,6 @@ pub struct SessionParams {
     pub structured: bool,
     /// Id of the `base:allocation` context, if it was chosen.
     pub base_allocation: Option<u32>,
-}
-
-/// Why [`Session::consume`] stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// More bytes are needed.
-    NeedBytes,
-    /// Bytes for [`Session::payload_mut`] are needed; all input was used.
-    NeedPayload,
-    /// Too much is unanswered or unsent; try again after completions or sends.
-    Busy,
-    /// The client said goodbye: answer what runs, then close.
-    Disconnect,
-}
-
-/// Totals since the connection began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SessionStats {
-    /// Requests accepted.
-    pub requests: u64,
-    /// Bytes asked for by READ.
-    pub read_bytes: u64,
-    /// Bytes received by WRITE.
-    pub written_bytes: u64,
 }
 
 /// A request the device has not answered yet.
@@ -250,7 +226,8 @@ impl Session {
         self.free.push(slot);
         self.in_flight_bytes -= u64::from(weight);
         match result {
-            Ok(Outcome::Done) => reply::done(out, &request),
+            // A mismatch answers what NBD does not ask.
+            Ok(Outcome::Done | Outcome::Mismatch) => reply::done(out, &request),
             Ok(Outcome::Data(data)) => reply::data(out, self.style, &request, &data.bytes, &data.holes),
             Ok(Outcome::Extents(extents)) => {
                 let id = self.base_allocation.unwrap_or(0);
@@ -451,3 +428,45 @@ impl Session {
 }
 
 const _: () = assert!(MAX_IN_FLIGHT <= 1 << 16);
+
+impl reactor::Session for Session {
+    fn consume(
+        &mut self,
+        input: &[u8],
+        device: &mut dyn Device,
+        out: &mut Vec<u8>,
+    ) -> Result<(usize, Progress), reactor::SessionError> {
+        Ok(self.consume(input, device, out)?)
+    }
+    fn payload_mut(&mut self) -> Option<&mut [u8]> {
+        self.payload_mut()
+    }
+    fn payload_received(&mut self, len: usize, device: &mut dyn Device, _: &mut Vec<u8>) {
+        self.payload_received(len, device);
+    }
+    fn streams_large_writes(&self) -> bool {
+        self.streams_large_writes()
+    }
+    fn complete(&mut self, slot: u16, result: Result<Outcome, IoError>, _: &mut dyn Device, out: &mut Vec<u8>) {
+        self.complete(slot, result, out);
+    }
+    fn in_flight(&self) -> usize {
+        self.in_flight()
+    }
+    fn stats(&self) -> SessionStats {
+        self.stats()
+    }
+    fn shut_down(&mut self) {
+        self.shut_down();
+    }
+    fn hangs_up_for(&self, error: &IoError) -> bool {
+        self.hangs_up_for(error)
+    }
+}
+
+impl From<SessionParams> for Client {
+    fn from(params: SessionParams) -> Self {
+        let (peer, export) = (params.peer.clone(), params.export.clone());
+        Self { peer, export, group: 0, session: Box::new(move |base| Box::new(Session::new(&params, base))) }
+    }
+}

@@ -205,7 +205,7 @@ impl Socket {
             let ready = unsafe { libc::poll(&mut poll, 1, timeout_ms) };
             match ready {
                 0 => {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the NBD server did not answer in time"));
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the server did not answer in time"));
                 }
                 1.. if poll.revents & (libc::POLLERR | libc::POLLHUP) != 0 => return Ok(events),
                 1.. => return Ok(poll.revents),
