@@ -98,9 +98,20 @@ fn hosts() {
     let Some(counts) = many("hosts", run_fleet) else { return };
     println!("{counts:?}");
     // A simulation in which nothing happens proves nothing.
-    for what in
-        ["taken", "forced", "opened", "released", "stranded", "fenced", "cut off", "stopped", "clock set", "followed"]
-    {
+    for what in [
+        "taken",
+        "forced",
+        "opened",
+        "released",
+        "stranded",
+        "fenced",
+        "cut off",
+        "stopped",
+        "clock set",
+        "followed",
+        "snapshots",
+        "snapshots read",
+    ] {
         assert!(counts.get(what).is_some_and(|n| *n > 0), "never {what}: {counts:?}");
     }
 }

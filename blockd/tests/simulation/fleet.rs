@@ -12,6 +12,7 @@
 //! - **One at a time.** While clocks are no further apart than the lease bears and nobody uses force, no host answers after
 //!   another took the volume.
 //! - **Readers beside the owner** see prefixes of the same history, one after the other.
+//! - **A snapshot** reads as the history up to its LSN, whoever has owned the volume since and whatever was compacted.
 //! - **Nothing needed is deleted**, and when all has come to rest, nothing is left that nobody needs.
 
 use std::cell::{Cell, RefCell};
@@ -32,7 +33,6 @@ use blockd::store::{
 };
 use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK_SIZE, Lsn, VolumeId};
-use blockd::view::{FollowOptions, Follower};
 use blockd::volume::{
     Blocking, CompactionTuning, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenError, OpenReport, Outcome, Parts,
     ReadNow, Stranded, Token, Tuning, Volume, WriteData,
@@ -48,6 +48,17 @@ use zeroize::Zeroizing;
 use super::disk::SimDisk;
 use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sector_of, value_of};
 
+#[path = "fleet_readers.rs"]
+mod readers;
+#[path = "fleet_renewals.rs"]
+mod renewals;
+#[path = "fleet_store.rs"]
+mod store;
+
+use readers::{Asked, follow};
+use renewals::Renewals;
+use store::{Clocks, HostStore};
+
 const BLOCKS: usize = 128;
 const SECTORS: usize = BLOCKS * SECTORS_PER_BLOCK;
 const SEGMENT_BYTES: u64 = 256 * 1024;
@@ -55,99 +66,6 @@ const NAME: &str = "shared";
 const LEASE_MS: u64 = 1_000;
 /// No request takes effect later than this after it was answered.
 const LATEST: Duration = Duration::from_millis(200);
-
-/// The clocks of a host: the true time, and how far they are off.
-#[derive(Debug)]
-struct Clocks {
-    start: Instant,
-    steady_off_ms: u64,
-    wall_off_ms: AtomicI64,
-}
-
-impl Clocks {
-    fn now(&self) -> Instants {
-        let true_ms = self.start.elapsed().as_millis() as u64;
-        let wall = 1_700_000_000_000 + true_ms as i64 + self.wall_off_ms.load(Ordering::Relaxed);
-        Instants { steady_ms: self.steady_off_ms + true_ms, wall_ms: wall as u64 }
-    }
-
-    fn now_us(&self) -> u64 {
-        self.steady_off_ms * 1_000 + self.start.elapsed().as_micros() as u64
-    }
-}
-
-/// A host's way to the bucket: it dies with the host, and stands still while the host is stopped.
-#[derive(Debug)]
-struct HostStore {
-    inner: FaultyStore<MemoryStore>,
-    disk: Arc<SimDisk>,
-    stopped: Arc<AtomicBool>,
-    /// Each process has a number; requests of earlier ones are never answered.
-    process: u64,
-    processes: Arc<AtomicU64>,
-}
-
-impl HostStore {
-    async fn alive(&self) {
-        if self.disk.io().is_err() {
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(Duration::from_micros(200)).await;
-        self.goes_on().await;
-    }
-
-    async fn goes_on(&self) {
-        while self.stopped.load(Ordering::Relaxed) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        if self.disk.crashed() || self.processes.load(Ordering::Relaxed) != self.process {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-#[async_trait]
-impl ObjectStore for HostStore {
-    async fn put(&self, key: &str, body: Bytes, mode: PutMode) -> blockd::store::Result<Version> {
-        self.alive().await;
-        let answer = self.inner.put(key, body, mode).await;
-        self.goes_on().await;
-        answer
-    }
-    async fn get(&self, key: &str) -> blockd::store::Result<(Bytes, Version)> {
-        self.alive().await;
-        let answer = self.inner.get(key).await;
-        self.goes_on().await;
-        answer
-    }
-    async fn get_range(&self, key: &str, range: Range<u64>) -> blockd::store::Result<Bytes> {
-        self.alive().await;
-        let answer = self.inner.get_range(key, range).await;
-        self.goes_on().await;
-        answer
-    }
-    async fn head(&self, key: &str) -> blockd::store::Result<ObjectMeta> {
-        self.alive().await;
-        let answer = self.inner.head(key).await;
-        self.goes_on().await;
-        answer
-    }
-    async fn list(&self, prefix: &str, after: Option<&str>) -> blockd::store::Result<Vec<ListEntry>> {
-        self.alive().await;
-        let answer = self.inner.list(prefix, after).await;
-        self.goes_on().await;
-        answer
-    }
-    async fn delete(&self, keys: &[String]) -> blockd::store::Result<()> {
-        self.alive().await;
-        let answer = self.inner.delete(keys).await;
-        self.goes_on().await;
-        answer
-    }
-    fn describe(&self) -> String {
-        "simulated bucket".into()
-    }
-}
 
 /// What all hosts share, and what is known of them from outside.
 struct Shared {
@@ -162,7 +80,9 @@ struct Shared {
     histories: RefCell<BTreeMap<u64, Rc<RefCell<History>>>>,
     /// Flushed to the bucket and acknowledged, with the epoch of the owner that said so.
     promised: RefCell<Vec<(u64, Lsn)>>,
-    /// Who took the lease last, by claim.
+    /// Snapshots whose making was answered, and whose deletion nobody asked for, with the least LSN of each.
+    snapshots: RefCell<BTreeMap<String, Lsn>>,
+    /// Who took the lease last.
     holder: Cell<usize>,
     over: Cell<bool>,
     next_value: Cell<Value>,
@@ -216,6 +136,7 @@ struct Serving {
     /// Up to here all was acknowledged, and flushed.
     acked: Lsn,
     flushed: Lsn,
+    asked: Asked,
     jobs: JoinSet<()>,
     sender: mpsc::UnboundedSender<JobDone>,
     done: mpsc::UnboundedReceiver<JobDone>,
@@ -551,6 +472,7 @@ impl Host {
             flushes: HashMap::new(),
             acked: report.last_lsn,
             flushed: report.last_lsn,
+            asked: Asked::default(),
             jobs: JoinSet::new(),
             sender,
             done,
@@ -593,6 +515,7 @@ impl Host {
             }
             if !serving.releasing {
                 self.random_request(&mut serving);
+                self.random_snapshot(&mut serving);
             }
             self.step(&mut serving).await;
         }
@@ -856,141 +779,6 @@ fn check_read(serving: &Serving, read: &PendingRead, bytes: &[u8]) {
     }
 }
 
-/// What passes between a process and the task that renews its lease.
-#[derive(Default)]
-struct Said {
-    unsent: Unsent,
-    grant: Option<lease::Grant>,
-    lost: Option<Lost>,
-    release: bool,
-    released: Option<bool>,
-}
-
-/// The renewing of a lease, beside everything else a process does.
-struct Renewals {
-    said: Arc<Mutex<Said>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Renewals {
-    fn start(store: Arc<HostStore>, clocks: Arc<Clocks>, stopped: Arc<AtomicBool>, mut held: Held) -> Self {
-        let said: Arc<Mutex<Said>> = Arc::default();
-        let task = tokio::spawn({
-            let said = said.clone();
-            async move {
-                loop {
-                    tokio::time::sleep(Duration::from_millis(LEASE_MS / 50)).await;
-                    if stopped.load(Ordering::Relaxed) {
-                        continue;
-                    }
-                    let (unsent, release) = {
-                        let said = said.lock().unwrap();
-                        (said.unsent, said.release)
-                    };
-                    if release {
-                        let last =
-                            held.write_last(store.as_ref(), LeaseState::Released, Some(unsent), clocks.now().wall_ms);
-                        let released = last.await.unwrap_or(false);
-                        said.lock().unwrap().released = Some(released);
-                        return;
-                    }
-                    let Order::Renew(number) = held.keeper.tick(clocks.now()) else { continue };
-                    let renewing = held.renew(store.as_ref(), Some(unsent), clocks.now().wall_ms);
-                    let limit = Duration::from_millis(LEASE_MS / 5);
-                    match tokio::time::timeout(limit, renewing).await {
-                        Ok(Ok(None)) => {
-                            held.keeper.renewed(number, clocks.now());
-                            said.lock().unwrap().grant = held.keeper.grant();
-                        }
-                        Ok(Ok(Some(lost))) => {
-                            held.keeper.lose();
-                            said.lock().unwrap().lost = Some(lost);
-                            return;
-                        }
-                        Ok(Err(_)) | Err(_) => held.keeper.failed(number, clocks.now()),
-                    }
-                }
-            }
-        });
-        Self { said, task }
-    }
-
-    /// Marks the lease as released; whether that worked.
-    async fn release(&self, disk: &SimDisk) -> bool {
-        self.said.lock().unwrap().release = true;
-        loop {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            if let Some(released) = self.said.lock().unwrap().released {
-                return released;
-            }
-            if disk.crashed() || self.task.is_finished() {
-                return false;
-            }
-        }
-    }
-
-    fn stop(&self) {
-        self.task.abort();
-    }
-}
-
-/// Somebody who reads the volume without owning it: what he sees is a prefix of the history, and never goes back.
-async fn follow(shared: Rc<Shared>, mut rng: SmallRng, plan: Arc<FaultPlan>) {
-    plan.set_rates(FaultRates {
-        fail_before: 0.02,
-        flip_bit: 0.01,
-        stall: 0.02,
-        stall_max: LATEST,
-        ..Default::default()
-    });
-    let open = async |store: Arc<dyn ObjectStore>| {
-        Follower::open(FollowOptions {
-            store,
-            name: NAME.into(),
-            home: Box::new(|_| TableHome::Memory(MemKv::new())),
-            donor: None,
-            frame_cache: None,
-            blocking: Blocking::Inline,
-            keys: shared.keys.clone(),
-        })
-        .await
-    };
-    let store: Arc<dyn ObjectStore> = Arc::new(FaultyStore::new(shared.bucket.clone(), plan.clone()));
-    let mut newest = 0;
-    while !shared.over.get() {
-        let Ok(mut follower) = open(store.clone()).await else {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
-        };
-        for _ in 0..rng.random_range(1..100) {
-            let (manifest, _) = manifest::load(shared.bucket.as_ref(), NAME).await.unwrap();
-            let reached = follower.sight().table().applied();
-            assert!(reached.seq >= newest, "a follower went back from chunk {newest} to {reached:?}");
-            newest = reached.seq;
-            match follower.sight().read(0, (SECTORS * SECTOR) as u32).await {
-                Ok((bytes, _)) if reached.seq > 0 => {
-                    let found: Vec<Value> = bytes.chunks(SECTOR).map(value_of).collect();
-                    let history = shared.histories.borrow()[&manifest.epoch_of(reached.seq)].clone();
-                    let expected = history.borrow().state(reached.lsn, SECTORS);
-                    assert!(found == expected, "a follower sees something else than the state at {reached:?}");
-                    shared.count("followed");
-                }
-                Ok((bytes, _)) => assert!(bytes.iter().all(|b| *b == 0), "nothing was written yet"),
-                // It did not come by in time.
-                Err(ReadError::Missing { .. }) => shared.count("too late"),
-                Err(ReadError::Store(_) | ReadError::Header { .. } | ReadError::Corrupt { .. }) => {}
-                Err(error) => panic!("a follower cannot read: {error}"),
-            }
-            tokio::time::sleep(Duration::from_millis(rng.random_range(1..150))).await;
-            // What it shows stays as it is.
-            let _ = follower.refresh().await;
-            if shared.over.get() {
-                break;
-            }
-        }
-    }
-}
-
 /// One seed: a few hosts, one volume.
 pub struct Fleet {
     rng: SmallRng,
@@ -1048,6 +836,7 @@ impl Fleet {
             strict: rng.random_bool(0.5),
             histories: RefCell::default(),
             promised: RefCell::default(),
+            snapshots: RefCell::default(),
             holder: Cell::new(usize::MAX),
             over: Cell::new(false),
             next_value: Cell::new(1),
@@ -1108,7 +897,9 @@ impl Fleet {
         host.disk.crash_after(None);
         let (mut serving, mut held) = host.open(true).await.expect("nothing goes wrong any more");
         host.read_everything(&mut serving);
+        self.shared.check_snapshots().await;
         if tidy {
+            host.delete_snapshots(&mut serving).await;
             for _ in 0..30 {
                 host.random_request(&mut serving);
             }

@@ -1,0 +1,174 @@
+//! Those who read beside the owners: followers, and snapshots on hosts that have nothing but the bucket.
+
+use blockd::manifest::Snapshot;
+use blockd::view::{FollowOptions, Follower, Sight, SightOptions};
+use blockd::volume::{SnapshotError, SnapshotOrder};
+use tokio::sync::oneshot;
+
+use super::*;
+
+/// Somebody who reads the volume without owning it: what he sees is a prefix of the history, and never goes back.
+pub(super) async fn follow(shared: Rc<Shared>, mut rng: SmallRng, plan: Arc<FaultPlan>) {
+    plan.set_rates(FaultRates {
+        fail_before: 0.02,
+        flip_bit: 0.01,
+        stall: 0.02,
+        stall_max: LATEST,
+        ..Default::default()
+    });
+    let open = async |store: Arc<dyn ObjectStore>| {
+        Follower::open(FollowOptions {
+            store,
+            name: NAME.into(),
+            home: Box::new(|_| TableHome::Memory(MemKv::new())),
+            donor: None,
+            frame_cache: None,
+            blocking: Blocking::Inline,
+            keys: shared.keys.clone(),
+        })
+        .await
+    };
+    let store: Arc<dyn ObjectStore> = Arc::new(FaultyStore::new(shared.bucket.clone(), plan.clone()));
+    let mut newest = 0;
+    while !shared.over.get() {
+        let Ok(mut follower) = open(store.clone()).await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        for _ in 0..rng.random_range(1..100) {
+            let (manifest, _) = manifest::load(shared.bucket.as_ref(), NAME).await.unwrap();
+            let reached = follower.sight().table().applied();
+            assert!(reached.seq >= newest, "a follower went back from chunk {newest} to {reached:?}");
+            newest = reached.seq;
+            match follower.sight().read(0, (SECTORS * SECTOR) as u32).await {
+                Ok((bytes, _)) if reached.seq > 0 => {
+                    let found: Vec<Value> = bytes.chunks(SECTOR).map(value_of).collect();
+                    let history = shared.histories.borrow()[&manifest.epoch_of(reached.seq)].clone();
+                    let expected = history.borrow().state(reached.lsn, SECTORS);
+                    assert!(found == expected, "a follower sees something else than the state at {reached:?}");
+                    shared.count("followed");
+                }
+                Ok((bytes, _)) => assert!(bytes.iter().all(|b| *b == 0), "nothing was written yet"),
+                // It did not come by in time.
+                Err(ReadError::Missing { .. }) => shared.count("too late"),
+                Err(ReadError::Store(_) | ReadError::Header { .. } | ReadError::Corrupt { .. }) => {}
+                Err(error) => panic!("a follower cannot read: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(rng.random_range(1..150))).await;
+            if rng.random_bool(0.1) {
+                shared.check_snapshots().await;
+            }
+            // What it shows stays as it is.
+            let _ = follower.refresh().await;
+            if shared.over.get() {
+                break;
+            }
+        }
+    }
+}
+
+/// Snapshots that were asked for, by the host that asked.
+#[derive(Default)]
+pub(super) struct Asked {
+    making: Vec<(String, Lsn, oneshot::Receiver<Result<Manifest, SnapshotError>>)>,
+}
+
+impl Shared {
+    /// Reads every snapshot there is: each is the history up to its LSN, whoever has owned the volume since.
+    pub(super) async fn check_snapshots(&self) {
+        let manifest = self.manifest().await;
+        for (name, least) in self.snapshots.borrow().iter() {
+            let found = manifest.snapshot(name);
+            let found = found.unwrap_or_else(|| panic!("snapshot {name} was answered and is not there"));
+            assert!(found.lsn >= *least, "snapshot {name} lacks what was accepted before it");
+        }
+        for snapshot in &manifest.snapshots {
+            let found = self.read_snapshot(&manifest, snapshot).await;
+            let Some(found) = found else {
+                let there = self.manifest().await.snapshots.iter().any(|other| other.id == snapshot.id);
+                assert!(!there, "snapshot {} cannot be read", snapshot.name);
+                continue;
+            };
+            if snapshot.seq == 0 {
+                assert!(found.iter().all(|value| *value == 0));
+                continue;
+            }
+            let history = self.histories.borrow()[&manifest.epoch_of(snapshot.seq)].clone();
+            let expected = history.borrow().state(snapshot.lsn, SECTORS);
+            assert!(found == expected, "snapshot {} changed", snapshot.name);
+            self.count("snapshots read");
+        }
+    }
+
+    async fn read_snapshot(&self, manifest: &Manifest, snapshot: &Snapshot) -> Option<Vec<Value>> {
+        let sight = Sight::open(SightOptions {
+            store: self.bucket.clone(),
+            volume: manifest.id,
+            checkpoint: snapshot.checkpoint,
+            home: TableHome::Memory(MemKv::new()),
+            donor: None,
+            frame_cache: None,
+            blocking: Blocking::Inline,
+            keys: self.keys.clone(),
+        });
+        let (bytes, _) = sight.await.ok()?.read(0, (SECTORS * SECTOR) as u32).await.ok()?;
+        Some(bytes.chunks(SECTOR).map(value_of).collect())
+    }
+
+    pub(super) async fn manifest(&self) -> Manifest {
+        manifest::open(self.bucket.as_ref(), NAME, self.keys.as_ref()).await.unwrap().0
+    }
+}
+
+impl Host {
+    /// Makes or deletes a snapshot now and then.
+    pub(super) fn random_snapshot(&mut self, serving: &mut Serving) {
+        self.hear_of_snapshots(serving);
+        if !self.rng.random_bool(0.01) {
+            return;
+        }
+        if self.rng.random_bool(0.6) {
+            let name = format!("s{}", self.shared.value());
+            let (reply, answer) = oneshot::channel();
+            let id = self.rng.random();
+            let least = serving.acked;
+            serving.volume.create_snapshot(SnapshotOrder { id, name: name.clone(), hold: None }, reply);
+            serving.asked.making.push((name, least, answer));
+        } else {
+            let oldest = self.shared.snapshots.borrow().keys().next().cloned();
+            let Some(name) = oldest else { return };
+            // From here on it may be gone at any time.
+            self.shared.snapshots.borrow_mut().remove(&name);
+            serving.volume.delete_snapshot(&name, oneshot::channel().0);
+        }
+    }
+
+    fn hear_of_snapshots(&mut self, serving: &mut Serving) {
+        let shared = &self.shared;
+        serving.asked.making.retain_mut(|(name, least, answer)| match answer.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            Err(oneshot::error::TryRecvError::Closed) => false,
+            Ok(result) => {
+                if result.is_ok() {
+                    shared.snapshots.borrow_mut().insert(name.clone(), *least);
+                    shared.count("snapshots");
+                }
+                false
+            }
+        });
+    }
+
+    /// Deletes all snapshots, so that nothing of them may be left at the end.
+    pub(super) async fn delete_snapshots(&mut self, serving: &mut Serving) {
+        self.shared.snapshots.borrow_mut().clear();
+        for _ in 0..10_000 {
+            let Some(snapshot) = self.shared.manifest().await.snapshots.first().cloned() else { return };
+            let (reply, mut answer) = oneshot::channel();
+            serving.volume.delete_snapshot(&snapshot.name, reply);
+            while matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+                self.step(serving).await;
+            }
+        }
+        panic!("snapshots stay");
+    }
+}
