@@ -656,6 +656,9 @@ impl Session {
                 }
                 let asked = (u64::from(command.dword(10)) + 1) * 4;
                 let room = command.data_out()?;
+                if asked.min(room.into()) > u64::from(TRANSFER_MAX) {
+                    return Err(Status::INVALID_FIELD);
+                }
                 let mut page = log_page::reservation_report(&self.namespace.reservations());
                 page.resize(asked.min(u64::from(room)) as usize, 0);
                 self.framing.put_data(out, command.cid.get(), &page, false);
