@@ -18,7 +18,7 @@ use crate::admin::server::{metrics_router, router};
 use crate::cache::FrameCache;
 use crate::config::{Config, LogShape};
 use crate::explain::explain;
-use crate::export::nbd::server::{Exports, Listen, Server};
+use crate::export::nbd::server::{Listen, Server};
 use crate::export::nvme::server::Server as NvmeServer;
 use crate::manifest::ManifestError;
 use crate::reactor::{ReactorHandle, ReactorOptions};
@@ -190,7 +190,7 @@ fn announce(daemon: &Daemon, listens: &[Listen], nvme: &[SocketAddr], admin: &Pa
     let nbd: Vec<String> = listens.iter().map(|listen| format!("NBD on {listen}")).collect();
     let nvme = nvme.iter().map(|listen| format!("NVMe/TCP on {listen}"));
     let places: Vec<String> = nbd.into_iter().chain(nvme).collect();
-    let open = Exports::list(daemon).len();
+    let open = daemon.open_places().len();
     let known = daemon.entries().len();
     println!("blockd ready: {open} of {known} volumes open, {}, admin on {}", places.join(", "), admin.display());
     notify("READY=1");

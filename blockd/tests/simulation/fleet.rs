@@ -389,25 +389,28 @@ impl Host {
         self.shared.count("stranded");
         let history = self.shared.histories.borrow()[&stranded.epoch].clone();
         // They are what was written, and all of it that was promised.
-        if let Some(debt) = self.owes.take() {
+        if let Some(debt) = self.owes {
             assert!(last >= debt.acked, "{debt:?}, but stranded writes end at {last}");
         }
         let base = history.borrow().state(first - 1, SECTORS);
         let mut state = base;
-        stranded
-            .replay(self.disk.as_ref(), |write, bytes| {
-                let from = (write.offset / SECTOR as u64) as usize;
-                match bytes {
-                    Some(bytes) => {
-                        for (i, sector) in bytes.chunks(SECTOR).enumerate() {
-                            state[from + i] = value_of(sector);
-                        }
+        let replayed = stranded.replay(self.disk.as_ref(), |write, bytes| {
+            let from = (write.offset / SECTOR as u64) as usize;
+            match bytes {
+                Some(bytes) => {
+                    for (i, sector) in bytes.chunks(SECTOR).enumerate() {
+                        state[from + i] = value_of(sector);
                     }
-                    None => state[from..from + (write.len / SECTOR as u64) as usize].fill(0),
                 }
-                Ok(())
-            })
-            .expect("the log can be read");
+                None => state[from..from + (write.len / SECTOR as u64) as usize].fill(0),
+            }
+            Ok(())
+        });
+        if let Err(error) = replayed {
+            assert!(self.disk.crashed(), "the log cannot be read: {error}");
+            return false;
+        }
+        self.owes = None;
         assert!(state == history.borrow().state(last, SECTORS), "stranded writes are not what was written");
         self.disk.wipe();
         true
