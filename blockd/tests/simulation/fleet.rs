@@ -922,7 +922,7 @@ impl Fleet {
             let stored = stats.destaged_lsn == stats.accepted_lsn && serving.reads.is_empty();
             let empty = serving.volume.table().position().seq == 0;
             let settled = serving.volume.checkpointed().is_some() && serving.volume.waits_for_checkpoint() == 0;
-            if stored && (!tidy || (serving.volume.is_tidy() && (empty || settled))) {
+            if stored && (!tidy || (serving.volume.is_tidy() && serving.volume.is_swept() && (empty || settled))) {
                 break;
             }
         }

@@ -312,6 +312,11 @@ impl Volume {
         }
     }
 
+    /// Whether what earlier owners left was looked for; that takes a checkpoint of this owner's own.
+    pub fn is_swept(&self) -> bool {
+        !self.compact.unswept.is_due()
+    }
+
     /// Whether nothing is left to be compacted or deleted for now.
     pub fn is_tidy(&self) -> bool {
         let c = &self.compact;
