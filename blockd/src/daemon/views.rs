@@ -411,14 +411,12 @@ async fn move_on(mut follower: Follower, place: Place, following: Arc<Following>
         tokio::time::sleep(interval).await;
         let (before, size) = (follower.sight().clone(), follower.size());
         let refreshed = follower.refresh().await;
-        match &refreshed {
-            Ok(Refreshed::Replaced) => {
-                old.push((number, before));
-                number = follower.tables() - 1;
-            }
-            Ok(_) | Err(_) => {}
+        let replaced = matches!(refreshed, Ok(Refreshed::Replaced));
+        if replaced {
+            old.push((number, before));
+            number = follower.tables() - 1;
         }
-        if follower.size() != size || matches!(refreshed, Ok(Refreshed::Replaced)) {
+        if replaced || follower.size() != size {
             let (sight, size) = (follower.sight().clone(), follower.size());
             let show = move |device: &mut dyn crate::reactor::Device| {
                 if let Some(view) = device.as_any_mut().downcast_mut::<View>() {

@@ -48,18 +48,14 @@ impl View {
     }
 
     /// Reads, by a newer state if the present one is too old to be read.
-    fn reading(
-        &self,
-        offset: u64,
-        len: u32,
-    ) -> impl Future<Output = Result<(Vec<u8>, Vec<(usize, usize)>), String>> + Send + use<> {
+    fn reading(&self, offset: u64, len: u32) -> impl Future<Output = Result<ReadData, String>> + Send + use<> {
         let (shown, moves) = (self.sight.clone(), self.moves);
         async move {
             let deadline = tokio::time::Instant::now() + PATIENCE;
             loop {
                 let (number, sight) = shown.lock().expect("no code panics while it holds this lock").clone();
                 let error = match sight.read(offset, len).await {
-                    Ok(read) => return Ok(read),
+                    Ok((bytes, holes)) => return Ok(ReadData { bytes, holes }),
                     Err(error @ ReadError::Missing { .. }) if moves => error,
                     Err(error) => return Err(error.to_string()),
                 };
@@ -113,10 +109,7 @@ impl Device for View {
             return ReadNow::Ready { holes: Vec::new() };
         }
         let reading = self.reading(offset, len);
-        self.spawn(token, async move {
-            let (bytes, holes) = reading.await?;
-            Ok(Outcome::Data(ReadData { bytes, holes }))
-        });
+        self.spawn(token, async move { Ok(Outcome::Data(reading.await?)) });
         ReadNow::Pending
     }
     fn write(&mut self, token: Token, _: u64, _: WriteData<'_>, _: bool) {

@@ -10,8 +10,10 @@ use crate::wal::writer::Payload;
 
 /// Reads ahead in pieces of this many blocks, so that several requests to the bucket run side by side.
 const PREFETCH_BLOCKS: u64 = 256;
+/// Of a reader that has been followed for a while, in larger ones: a request to a bucket costs as much as a MiB or two.
+const PREFETCH_BLOCKS_MAX: u64 = 512;
 /// Largest window ahead of a sequential reader, in blocks.
-const WINDOW_MAX: u64 = 4096;
+const WINDOW_MAX: u64 = 8192;
 /// Sequential readers followed at once.
 const STREAMS: usize = 8;
 /// Prefetches on their way at once.
@@ -313,9 +315,10 @@ impl Volume {
             stream.ahead = stream.ahead.max(end);
             if stream.ahead < end + stream.window / 2 {
                 let until = (end + stream.window).min(self.size.div_ceil(BLOCK_SIZE));
+                let piece = (stream.window / 8).clamp(PREFETCH_BLOCKS, PREFETCH_BLOCKS_MAX).next_power_of_two();
                 while stream.ahead < until && self.readahead.flying.len() < PREFETCHES_MAX {
                     // Aligned pieces, so that neighbouring streams and chunk frames meet.
-                    let next = (stream.ahead + 1).next_multiple_of(PREFETCH_BLOCKS).min(until);
+                    let next = (stream.ahead + 1).next_multiple_of(piece).min(until);
                     self.fetch_ahead(stream.ahead, next - stream.ahead);
                     stream.ahead = next;
                 }
