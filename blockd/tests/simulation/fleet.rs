@@ -325,7 +325,7 @@ impl Host {
             };
             match opened {
                 Ok((volume, report)) => {
-                    let Some(grant) = held.keeper.grant() else { return None };
+                    let grant = held.keeper.grant()?;
                     let mut serving = self.begin(volume, &report)?;
                     held.lease.epoch = serving.epoch;
                     serving.volume.grant(grant, self.clocks.now());

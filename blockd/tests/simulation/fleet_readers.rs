@@ -67,10 +67,13 @@ pub(super) async fn follow(shared: Rc<Shared>, mut rng: SmallRng, plan: Arc<Faul
     }
 }
 
+type Answer = oneshot::Receiver<Result<Manifest, SnapshotError>>;
+
 /// Snapshots that were asked for, by the host that asked.
 #[derive(Default)]
 pub(super) struct Asked {
-    making: Vec<(String, Lsn, oneshot::Receiver<Result<Manifest, SnapshotError>>)>,
+    /// Each with what had been acknowledged then.
+    making: Vec<(String, Lsn, Answer)>,
 }
 
 impl Shared {
