@@ -9,7 +9,7 @@ use blockd::buf::AlignedBuf;
 use blockd::checkpoint::make::Ask;
 use blockd::checkpoint::{Keeper, Made, collect};
 use blockd::chunk::{ChunkDraft, ChunkName, Codec, Piece};
-use blockd::manifest::{self, Durability, EpochStart, Manifest, Seal, VolumeState};
+use blockd::manifest::{self, EpochStart, Manifest};
 use blockd::store::{self, CountedStore, ObjectStore, PutMode, StoreConfig};
 use blockd::table::{Table, TableHome, random_chunk, simulate};
 use blockd::types::{BLOCK, BLOCK_SIZE, VolumeId};
@@ -80,21 +80,10 @@ async fn open_store(url: Option<&str>, endpoint: Option<&str>, dir: &std::path::
 async fn make_volume(store: &dyn ObjectStore, gib: u64) -> Result<Manifest> {
     let id = VolumeId::random();
     let manifest = Manifest {
-        id,
-        name: format!("bench-{id}"),
-        size: gib << 30,
-        durability: Durability::Local,
         codec: Codec::None,
-        chunk_bytes: 16 << 20,
-        state: VolumeState::Active,
         created_ms: wall_ms(),
         epochs: vec![EpochStart { epoch: 1, first_seq: 1, first_lsn: 1, owner: [1; 16], opened_ms: wall_ms() }],
-        encryption: None,
-        checkpoint: None,
-        snapshots: Vec::new(),
-        origin: None,
-        restores: Vec::new(),
-        seal: Seal::None,
+        ..Manifest::new(id, format!("bench-{id}"), gib << 30)
     };
     manifest::create(store, &manifest).await?;
     Ok(manifest)

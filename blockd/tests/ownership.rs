@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use blockd::export::nbd::client::{NbdClient, Request};
 use common::daemon::{Daemon, wait};
 use common::shadow::Shadow;
+use common::shared::Shared;
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -15,27 +16,8 @@ const MIB: usize = 1 << 20;
 const LONG: &str = "1h";
 const SHORT: &str = "2s";
 
-/// A directory store that several daemons share.
-struct Shared {
-    dir: tempfile::TempDir,
-    url: String,
-}
-
-impl Shared {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let url = format!("dir:{}", dir.path().join("bucket").display());
-        Self { dir, url }
-    }
-
-    fn data(&self, host: &str) -> std::path::PathBuf {
-        self.dir.path().join(host)
-    }
-
-    fn serve(&self, host: &str, lease: &str, more: &[&str]) -> Daemon {
-        let args = [&["--store", &self.url, "--lease", lease], more].concat();
-        Daemon::start(&self.data(host), &args)
-    }
+fn serve(shared: &Shared, host: &str, lease: &str, more: &[&str]) -> Daemon {
+    shared.serve(host, &[&["--lease", lease], more].concat())
 }
 
 fn state(daemon: &Daemon, name: &str) -> Value {
@@ -44,15 +26,15 @@ fn state(daemon: &Daemon, name: &str) -> Value {
 
 #[test]
 fn a_held_volume_is_refused_until_it_is_released() {
-    let shared = Shared::new();
-    let mut north = shared.serve("north", LONG, &["--destage-age", "1h"]);
+    let shared = Shared::new(&[]);
+    let mut north = serve(&shared, "north", LONG, &["--destage-age", "1h"]);
     north.json(&["volume", "create", "disk", "--size", "16MiB", "--chunk-size", "1MiB"]);
     let mut shadow = Shadow::new(16 * MIB, 1);
     let mut client = north.attach("disk");
     shadow.scribble(&mut client, 50);
     shadow.flush(&mut client);
 
-    let mut south = shared.serve("south", LONG, &[]);
+    let mut south = serve(&shared, "south", LONG, &[]);
     assert!(south.ready.contains("0 of 1 volumes open"), "{}", south.ready);
     assert_eq!(state(&south, "disk"), "held");
     let listed = String::from_utf8(south.run(&["volume", "list"]).stdout).unwrap();
@@ -104,8 +86,8 @@ fn a_held_volume_is_refused_until_it_is_released() {
 
 #[test]
 fn a_stop_says_what_the_bucket_does_not_have() {
-    let shared = Shared::new();
-    let mut north = shared.serve("north", LONG, &["--destage-age", "1h"]);
+    let shared = Shared::new(&[]);
+    let mut north = serve(&shared, "north", LONG, &["--destage-age", "1h"]);
     north.json(&["volume", "create", "disk", "--size", "4MiB"]);
     let mut client = north.attach("disk");
     client.write(0, &[1; 8192]).unwrap();
@@ -113,7 +95,7 @@ fn a_stop_says_what_the_bucket_does_not_have() {
     assert_eq!(north.stop_in_place(), Some(0));
     let log = north.log();
     assert!(log.contains("8KiB in writes 1 to 1 are only in this host's log"), "{log}");
-    let south = shared.serve("south", LONG, &[]);
+    let south = serve(&shared, "south", LONG, &[]);
     let said = south.refused(&["volume", "open", "disk"]);
     assert!(said.contains("may hold, in its log only: up to 8KiB in writes 1 to 1"), "{said}");
 }
@@ -226,9 +208,9 @@ fn forced_takeover(store: &dyn Fn(&str, &[&str]) -> Daemon, dir: &Path) {
 
 #[test]
 fn a_forced_takeover_fences_an_owner_that_is_writing() {
-    let shared = Shared::new();
+    let shared = Shared::new(&[]);
     // The directory store has room for a lease that is renewed often.
-    forced_takeover(&|host, more| shared.serve(host, SHORT, more), shared.dir.path());
+    forced_takeover(&|host, more| serve(&shared, host, SHORT, more), shared.dir.path());
 }
 
 #[test]
@@ -249,9 +231,9 @@ fn a_forced_takeover_on_s3_fences_an_owner_that_is_writing() {
 /// With a long lease nothing tells an owner that it was cut off, until it does something.
 #[test]
 fn an_owner_that_does_not_know_that_it_was_cut_off_changes_nothing() {
-    let shared = Shared::new();
-    let north = shared.serve("north", LONG, &["--destage-age", "1h"]);
-    let busy = shared.serve("busy", LONG, &["--destage-age", "100ms"]);
+    let shared = Shared::new(&[]);
+    let north = serve(&shared, "north", LONG, &["--destage-age", "1h"]);
+    let busy = serve(&shared, "busy", LONG, &["--destage-age", "100ms"]);
     for (daemon, name) in [(&north, "idle"), (&north, "gone"), (&busy, "disk")] {
         daemon.json(&["volume", "create", name, "--size", "1MiB"]);
         let mut client = daemon.attach(name);
@@ -259,7 +241,7 @@ fn an_owner_that_does_not_know_that_it_was_cut_off_changes_nothing() {
         client.flush().unwrap();
     }
     busy.wait_drained("disk");
-    let south = shared.serve("south", LONG, &[]);
+    let south = serve(&shared, "south", LONG, &[]);
     for name in ["idle", "gone", "disk"] {
         south.json(&["volume", "open", name, "--force"]);
         south.attach(name).write(8192, &[2; 4096]).unwrap();
@@ -293,14 +275,14 @@ fn an_owner_that_does_not_know_that_it_was_cut_off_changes_nothing() {
 
 #[test]
 fn an_owner_stopped_beyond_its_lease_answers_nothing_wrong() {
-    let shared = Shared::new();
-    let north = shared.serve("north", SHORT, &["--destage-age", "100ms"]);
+    let shared = Shared::new(&[]);
+    let north = serve(&shared, "north", SHORT, &["--destage-age", "100ms"]);
     north.json(&["volume", "create", "disk", "--size", "1MiB"]);
     let mut client = north.attach("disk");
     client.write(0, &[1; 4096]).unwrap();
     client.flush().unwrap();
     north.wait_drained("disk");
-    let south = shared.serve("south", SHORT, &[]);
+    let south = serve(&shared, "south", SHORT, &[]);
     north.signal(libc::SIGSTOP);
     // It takes a moment until every thread stands still.
     std::thread::sleep(Duration::from_millis(200));
@@ -337,8 +319,8 @@ fn an_owner_stopped_beyond_its_lease_answers_nothing_wrong() {
 
 #[test]
 fn requests_wait_while_the_lease_cannot_be_renewed() {
-    let shared = Shared::new();
-    let north = shared.serve("north", SHORT, &["--destage-age", "100ms"]);
+    let shared = Shared::new(&[]);
+    let north = serve(&shared, "north", SHORT, &["--destage-age", "100ms"]);
     north.json(&["volume", "create", "disk", "--size", "1MiB"]);
     let mut client = north.attach("disk");
     client.write(0, &[1; 4096]).unwrap();

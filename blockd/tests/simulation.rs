@@ -4,6 +4,8 @@
 //! `SIM_SEEDS=5000 cargo test --release -p blockd --test simulation` runs more seeds; a failing one is named and
 //! replayed with `SIM_SEED=n cargo test --release -p blockd --test simulation -- --nocapture`.
 
+#[path = "simulation/bucket.rs"]
+mod bucket;
 #[path = "simulation/disk.rs"]
 mod disk;
 #[path = "simulation/fleet.rs"]

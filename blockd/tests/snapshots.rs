@@ -9,69 +9,37 @@ use std::time::Duration;
 
 use common::daemon::{Daemon, program, wait};
 use common::shadow::Shadow;
+use common::shared::Shared;
 
 const MIB: usize = 1 << 20;
 
-/// A directory store that several daemons share.
-struct Shared {
-    dir: tempfile::TempDir,
-    url: String,
+const ARGS: [&str; 2] = ["--destage-age", "200ms"];
+
+fn create(daemon: &Daemon, more: &[&str]) {
+    let args = ["volume", "create", "disk", "--size", "8MiB", "--chunk-size", "1MiB"];
+    daemon.json(&[&args, more].concat());
 }
 
-impl Shared {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let url = format!("dir:{}", dir.path().join("bucket").display());
-        Self { dir, url }
-    }
-
-    fn serve(&self, host: &str, more: &[&str]) -> Daemon {
-        let args = [&["--store", &self.url, "--destage-age", "200ms"], more].concat();
-        Daemon::start(&self.dir.path().join(host), &args)
-    }
-
-    fn create(&self, daemon: &Daemon, more: &[&str]) {
-        let args = ["volume", "create", "disk", "--size", "8MiB", "--chunk-size", "1MiB"];
-        daemon.json(&[&args, more].concat());
-    }
-
-    /// Nothing is wrong with a volume in the bucket, and nothing is nobody's.
-    fn check(&self, name: &str) {
-        let none = self.dir.path().join("none");
-        let args = ["volume", "check", name, "--json", "--data", "--grace", "0s", "--store", &self.url, "--data-dir"];
-        let output = program().args(args).arg(none).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        let report: serde_json::Value =
-            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"));
-        // A checkpoint that an earlier epoch made and a later one replaced goes minutes after the owner's next one.
-        let waits = |found: &&serde_json::Value| {
-            found["kind"] == "orphan" && found["object"].as_str().is_some_and(|key| key.starts_with("checkpoints/"))
-        };
-        let wrong: Vec<_> = report["findings"].as_array().unwrap().iter().filter(|found| !waits(found)).collect();
-        assert!(wrong.is_empty(), "{name}: {wrong:?}");
-    }
-
-    /// Objects whose keys begin so.
-    fn objects(&self, prefix: &str) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        let mut dirs = vec![self.dir.path().join("bucket").join(prefix)];
-        while let Some(dir) = dirs.pop() {
-            for entry in std::fs::read_dir(dir).into_iter().flatten().map(Result::unwrap) {
-                match entry.file_type().unwrap().is_dir() {
-                    true => dirs.push(entry.path()),
-                    false => found.push(entry.path()),
-                }
-            }
-        }
-        found
-    }
+/// Nothing is wrong with a volume in the bucket, and nothing is nobody's.
+fn check(shared: &Shared, name: &str) {
+    let none = shared.dir.path().join("none");
+    let args = ["volume", "check", name, "--json", "--data", "--grace", "0s", "--store", &shared.url, "--data-dir"];
+    let output = program().args(args).arg(none).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"));
+    // A checkpoint that an earlier epoch made and a later one replaced goes minutes after the owner's next one.
+    let waits = |found: &&serde_json::Value| {
+        found["kind"] == "orphan" && found["object"].as_str().is_some_and(|key| key.starts_with("checkpoints/"))
+    };
+    let wrong: Vec<_> = report["findings"].as_array().unwrap().iter().filter(|found| !waits(found)).collect();
+    assert!(wrong.is_empty(), "{name}: {wrong:?}");
 }
 
 #[test]
 fn snapshots_are_made_listed_and_deleted() {
-    let shared = Shared::new();
+    let shared = Shared::new(&ARGS);
     let mut daemon = shared.serve("north", &[]);
-    shared.create(&daemon, &[]);
+    create(&daemon, &[]);
     let made = daemon.json(&["snapshot", "create", "disk@empty"]);
     assert_eq!((&made["seq"], &made["lsn"]), (&0.into(), &0.into()));
     let mut shadow = Shadow::new(8 * MIB, 1);
@@ -115,9 +83,9 @@ fn wait_detached(daemon: &Daemon) {
 
 #[test]
 fn a_snapshot_is_read_on_any_host_and_never_changes() {
-    let shared = Shared::new();
+    let shared = Shared::new(&ARGS);
     let daemon = shared.serve("north", &[]);
-    shared.create(&daemon, &[]);
+    create(&daemon, &[]);
     let mut shadow = Shadow::new(8 * MIB, 2);
     let mut client = daemon.attach("disk");
     let mut kept = Vec::new();
@@ -154,9 +122,9 @@ fn a_snapshot_is_read_on_any_host_and_never_changes() {
 #[test]
 fn a_snapshot_under_a_writer_is_one_prefix() {
     const BLOCKS: u64 = 256;
-    let shared = Shared::new();
+    let shared = Shared::new(&ARGS);
     let daemon = shared.serve("north", &[]);
-    shared.create(&daemon, &[]);
+    create(&daemon, &[]);
     let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writer = {
         let (stop, written, mut client) = (stop.clone(), written.clone(), daemon.attach("disk"));
@@ -196,9 +164,9 @@ fn a_snapshot_under_a_writer_is_one_prefix() {
 #[test]
 fn clones_share_and_go_in_any_order() {
     for order in [["disk", "one", "two"], ["two", "one", "disk"], ["one", "disk", "two"], ["disk", "two", "one"]] {
-        let shared = Shared::new();
+        let shared = Shared::new(&ARGS);
         let (north, south) = (shared.serve("north", &[]), shared.serve("south", &[]));
-        shared.create(&north, &[]);
+        create(&north, &[]);
         let mut shadow = Shadow::new(8 * MIB, 3);
         let mut client = north.attach("disk");
         shadow.scribble(&mut client, 40);
@@ -237,7 +205,7 @@ fn clones_share_and_go_in_any_order() {
             }
             host(gone).json(&["volume", "delete", gone, "--yes"]);
             for left in &order[n + 1..] {
-                shared.check(left);
+                check(&shared, left);
                 let expected = match *left {
                     "disk" => shadow.bytes(),
                     _ => &changed,
@@ -253,9 +221,9 @@ fn clones_share_and_go_in_any_order() {
 
 #[test]
 fn a_restore_goes_back_and_keeps_every_snapshot() {
-    let shared = Shared::new();
+    let shared = Shared::new(&ARGS);
     let mut daemon = shared.serve("north", &[]);
-    shared.create(&daemon, &[]);
+    create(&daemon, &[]);
     let mut shadow = Shadow::new(8 * MIB, 4);
     let mut kept = Vec::new();
     let mut client = daemon.attach("disk");
@@ -291,7 +259,7 @@ fn a_restore_goes_back_and_keeps_every_snapshot() {
         assert!(contents(&daemon, "disk") == expected, "after a restart");
         daemon.restart_as_new_host("disk");
         assert!(contents(&daemon, "disk") == expected, "on another host");
-        shared.check("disk");
+        check(&shared, "disk");
     }
     let expected = contents(&daemon, "disk");
     wait_detached(&daemon);
@@ -302,17 +270,17 @@ fn a_restore_goes_back_and_keeps_every_snapshot() {
     for (n, kept) in kept.iter().enumerate() {
         assert!(contents(&daemon, &format!("disk@s{n}")) == *kept, "snapshot {n} after the rebuild");
     }
-    shared.check("disk");
+    check(&shared, "disk");
 }
 
 #[test]
 fn an_encrypted_volume_has_snapshots_clones_and_restores() {
-    let shared = Shared::new();
+    let shared = Shared::new(&ARGS);
     let key = shared.dir.path().join("key");
     std::fs::write(&key, [7; 64]).unwrap();
     let key = key.to_str().unwrap();
     let north = shared.serve("north", &[]);
-    shared.create(&north, &["--encrypt", "--key-file", key]);
+    create(&north, &["--encrypt", "--key-file", key]);
     let mut shadow = Shadow::new(8 * MIB, 5);
     let mut client = north.attach("disk");
     shadow.scribble(&mut client, 40);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use blockd::buf::AlignedBuf;
 use blockd::chunk::{ChunkName, Codec};
-use blockd::manifest::{self, Durability, Manifest, Seal, VolumeState};
+use blockd::manifest::{self, Manifest};
 use blockd::store::{MemoryStore, ObjectStore};
 use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK, BLOCK_SIZE, VolumeId};
@@ -83,23 +83,8 @@ impl World {
     async fn with_checkpoints(size: u64, chunk_bytes: u64, age_us: u64) -> Self {
         let bucket = Arc::new(MemoryStore::new());
         let id = VolumeId([7; 16]);
-        let manifest = Manifest {
-            id,
-            name: NAME.into(),
-            size,
-            durability: Durability::Local,
-            codec: Codec::None,
-            chunk_bytes: chunk_bytes as u32,
-            state: VolumeState::Active,
-            created_ms: 0,
-            epochs: Vec::new(),
-            encryption: None,
-            checkpoint: None,
-            snapshots: Vec::new(),
-            origin: None,
-            restores: Vec::new(),
-            seal: Seal::None,
-        };
+        let manifest =
+            Manifest { codec: Codec::None, chunk_bytes: chunk_bytes as u32, ..Manifest::new(id, NAME, size) };
         manifest::create(bucket.as_ref(), &manifest).await.unwrap();
         let log = Arc::new(RamLog::default());
         let parts = Parts {

@@ -6,27 +6,12 @@ use std::time::{Duration, Instant};
 
 use common::daemon::Daemon;
 use common::shadow::Shadow;
+use common::shared::Shared;
 
 const MIB: usize = 1 << 20;
 const SIZE: usize = 8 * MIB;
 
-struct Shared {
-    dir: tempfile::TempDir,
-    url: String,
-}
-
-impl Shared {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let url = format!("dir:{}", dir.path().join("bucket").display());
-        Self { dir, url }
-    }
-
-    fn serve(&self, host: &str, more: &[&str]) -> Daemon {
-        let args = [&["--store", &self.url, "--destage-age", "200ms"], more].concat();
-        Daemon::start(&self.dir.path().join(host), &args)
-    }
-}
+const ARGS: [&str; 2] = ["--destage-age", "200ms"];
 
 fn create(daemon: &Daemon, name: &str, more: &[&str]) {
     let args = ["volume", "create", name, "--size", "8MiB", "--chunk-size", "1MiB"];
@@ -52,7 +37,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 #[test]
 fn any_host_follows_the_owner() {
-    let shared = Shared::new();
+    let shared = Shared::new(&ARGS);
     // Many small chunks and many checkpoints, so that compaction and deletion have something to do.
     let owner = shared.serve("owner", &["--checkpoint-chunks", "4", "--checkpoint-age", "1s", "--delete-grace", "30s"]);
     create(&owner, "disk", &[]);
@@ -96,7 +81,7 @@ fn any_host_follows_the_owner() {
 
 #[test]
 fn followers_see_a_takeover_as_one_history() {
-    let shared = Shared::new();
+    let shared = Shared::new(&ARGS);
     let one = shared.serve("one", &["--lease", "5s"]);
     create(&one, "disk", &[]);
     let follower = shared.serve("follower", &["--follow-interval", "100ms"]);
@@ -121,7 +106,7 @@ fn followers_see_a_takeover_as_one_history() {
 
 #[test]
 fn an_encrypted_volume_is_followed_with_its_key_only() {
-    let shared = Shared::new();
+    let shared = Shared::new(&ARGS);
     let key = shared.dir.path().join("key");
     std::fs::write(&key, [5; 32]).unwrap();
     let named = format!("disk={}", key.display());
@@ -138,7 +123,7 @@ fn an_encrypted_volume_is_followed_with_its_key_only() {
 
 #[test]
 fn increments_bring_a_copy_from_snapshot_to_snapshot() {
-    let shared = Shared::new();
+    let shared = Shared::new(&ARGS);
     let daemon = shared.serve("host", &[]);
     create(&daemon, "disk", &[]);
     let mut shadow = Shadow::new(SIZE, 4);

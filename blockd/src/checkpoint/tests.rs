@@ -12,7 +12,7 @@ use super::make::Ask;
 use super::*;
 use crate::chunk::testing::golden;
 use crate::chunk::{ChunkExtent, ChunkIndex, ChunkKind, ChunkName, Codec, ExtentKind, FrameDirectory, FrameEncoding};
-use crate::manifest::{self, Durability, EpochStart, Manifest, VolumeState};
+use crate::manifest::{self, EpochStart, Manifest};
 use crate::store::{MemoryStore, ObjectStore};
 use crate::table::{Applied, MemKv, Table, TableHome, Target};
 use crate::types::VolumeId;
@@ -127,21 +127,10 @@ fn content(table: &Table) -> Vec<(u64, u64, Target)> {
 
 async fn volume(store: &dyn ObjectStore) {
     let manifest = Manifest {
-        id: VOLUME,
-        name: NAME.into(),
-        size: 1 << 30,
-        durability: Durability::Local,
         codec: Codec::None,
         chunk_bytes: 1 << 20,
-        state: VolumeState::Active,
-        created_ms: 0,
         epochs: vec![EpochStart { epoch: 1, first_seq: 1, first_lsn: 1, owner: [1; 16], opened_ms: 0 }],
-        encryption: None,
-        checkpoint: None,
-        snapshots: Vec::new(),
-        origin: None,
-        restores: Vec::new(),
-        seal: manifest::Seal::None,
+        ..Manifest::new(VOLUME, NAME, 1 << 30)
     };
     manifest::create(store, &manifest).await.unwrap();
 }

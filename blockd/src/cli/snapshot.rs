@@ -1,5 +1,6 @@
 //! `blockd snapshot ...`.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -86,12 +87,20 @@ pub(super) struct CloneArgs {
 
 /// A volume as it is now, or a snapshot of it.
 #[derive(Clone, Debug)]
-struct Source {
-    volume: String,
-    snapshot: Option<String>,
+pub(super) struct Source {
+    pub volume: String,
+    pub snapshot: Option<String>,
 }
 
-fn parse_source(text: &str) -> Result<Source, String> {
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.volume)?;
+        self.snapshot.iter().try_for_each(|snapshot| write!(f, "@{snapshot}"))
+    }
+}
+
+/// For clap: `VOLUME` or `VOLUME@SNAPSHOT`.
+pub(super) fn parse_source(text: &str) -> Result<Source, String> {
     if text.contains('@') {
         let SnapshotName { volume, snapshot } = parse_snapshot(text)?;
         return Ok(Source { volume, snapshot: Some(snapshot) });

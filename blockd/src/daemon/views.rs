@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use super::volumes::{Daemon, VolumeError};
@@ -43,6 +43,16 @@ pub(super) struct Views {
 struct Place {
     reactor: ReactorHandle,
     key: DeviceKey,
+}
+
+impl Views {
+    fn open(&self) -> RwLockReadGuard<'_, BTreeMap<String, Shown>> {
+        self.open.read().expect("no code panics while it holds this lock")
+    }
+
+    fn open_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Shown>> {
+        self.open.write().expect("no code panics while it holds this lock")
+    }
 }
 
 #[derive(Clone)]
@@ -91,7 +101,7 @@ impl Daemon {
 
     /// The export of a view that is open.
     pub(super) fn find_view(&self, name: &str) -> Option<Export> {
-        let mut open = self.views.open.write().expect("no code panics while it holds this lock");
+        let mut open = self.views.open_mut();
         let shown = open.get_mut(name)?;
         shown.used = Instant::now();
         Some(Export {
@@ -149,7 +159,7 @@ impl Daemon {
                 return Err(error);
             }
         };
-        let before = self.views.open.read().expect("no code panics while it holds this lock").get(name).cloned();
+        let before = self.views.open().get(name).cloned();
         match before {
             Some(Shown { what: What::Snapshot { id, .. }, .. }) if id == snapshot.id => return Ok(()),
             Some(_) => self.shut_view(name).await,
@@ -177,7 +187,7 @@ impl Daemon {
             size: snapshot.size,
             used: Instant::now(),
         };
-        self.views.open.write().expect("no code panics while it holds this lock").insert(name.to_owned(), shown);
+        self.views.open_mut().insert(name.to_owned(), shown);
         tracing::info!(export = name, "snapshot opened");
         Ok(())
     }
@@ -195,7 +205,7 @@ impl Daemon {
 
     /// Opens the view that follows the owner of a volume, unless it is open.
     async fn follow(&self, name: &str, volume: &str) -> anyhow::Result<()> {
-        if self.views.open.read().expect("no code panics while it holds this lock").contains_key(name) {
+        if self.views.open().contains_key(name) {
             return Ok(());
         }
         let (manifest, _) = self.load(volume).await?;
@@ -226,14 +236,14 @@ impl Daemon {
         let task = tokio::spawn(move_on(follower, place.clone(), following.clone(), self.config.follow_interval.0));
         *following.task.lock().expect("no code panics while it holds this lock") = Some(task);
         let shown = Shown { place, what: What::Latest(following), size, used: Instant::now() };
-        self.views.open.write().expect("no code panics while it holds this lock").insert(name.to_owned(), shown);
+        self.views.open_mut().insert(name.to_owned(), shown);
         tracing::info!(export = name, "following the owner");
         Ok(())
     }
 
     /// Owners that are followed, and how far the views of them are.
     pub(super) fn followed(&self) -> Vec<FollowStatus> {
-        let open = self.views.open.read().expect("no code panics while it holds this lock");
+        let open = self.views.open();
         let following = open.values().filter_map(|shown| match &shown.what {
             What::Latest(following) => Some(following.status()),
             What::Snapshot { .. } => None,
@@ -278,7 +288,7 @@ impl Daemon {
     async fn sight_of(&self, volume: &str, snapshot: &str) -> Result<(Sight, u64), VolumeError> {
         let name = format!("{volume}@{snapshot}");
         self.prepare_view(&name).await;
-        let mut open = self.views.open.write().expect("no code panics while it holds this lock");
+        let mut open = self.views.open_mut();
         match open.get_mut(&name) {
             Some(shown) => {
                 shown.used = Instant::now();
@@ -296,7 +306,7 @@ impl Daemon {
 
     /// Closes a view, with whatever clients it has.
     async fn shut_view(&self, name: &str) {
-        let shown = self.views.open.write().expect("no code panics while it holds this lock").remove(name);
+        let shown = self.views.open_mut().remove(name);
         let Some(shown) = shown else { return };
         let dir = match &shown.what {
             What::Snapshot { id, .. } => self.data.view(*id),
@@ -318,7 +328,7 @@ impl Daemon {
     /// Clients read it.
     pub(super) async fn close_views(&self, volume: &str, snapshot: Option<&str>) -> Result<(), VolumeError> {
         let _one_at_a_time = self.views.changing.lock().await;
-        let open = self.views.open.read().expect("no code panics while it holds this lock").clone();
+        let open = self.views.open().clone();
         let concerned = open.into_iter().filter(|(name, _)| {
             split(name).is_some_and(|(v, s)| v == volume && snapshot.is_none_or(|snapshot| s == snapshot))
         });
@@ -342,13 +352,11 @@ impl Daemon {
     pub(super) async fn watch_views(self: Arc<Self>) {
         loop {
             tokio::time::sleep(LOOK).await;
-            let open = self.views.open.read().expect("no code panics while it holds this lock").clone();
+            let open = self.views.open().clone();
             for (name, shown) in open {
                 let busy = !shown.place.reactor.connections(shown.place.key).await.is_empty();
                 let mut idle = false;
-                if let Some(shown) =
-                    self.views.open.write().expect("no code panics while it holds this lock").get_mut(&name)
-                {
+                if let Some(shown) = self.views.open_mut().get_mut(&name) {
                     if busy {
                         shown.used = Instant::now();
                     }
@@ -365,8 +373,7 @@ impl Daemon {
     /// Closes all of them, at the end.
     pub(super) async fn close_all_views(&self) {
         let _one_at_a_time = self.views.changing.lock().await;
-        let names: Vec<String> =
-            self.views.open.read().expect("no code panics while it holds this lock").keys().cloned().collect();
+        let names: Vec<String> = self.views.open().keys().cloned().collect();
         for name in names {
             self.shut_view(&name).await;
         }

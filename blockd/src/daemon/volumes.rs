@@ -339,21 +339,11 @@ impl Daemon {
         let codec = request.codec.as_deref().map_or(Ok(Codec::Lz4), str::parse);
         let chunk_size = request.chunk_bytes.map_or(self.config.chunk_size, ByteSize);
         Ok(Manifest {
-            id: VolumeId::random(),
-            name: request.name.clone(),
-            size: request.size,
             durability: durability.map_err(|e| invalid(&e))?,
             codec: codec.map_err(|e| invalid(&e))?,
             chunk_bytes: check_chunk_size(chunk_size).map_err(VolumeError::Invalid)?,
-            state: manifest::VolumeState::Active,
             created_ms: unix_ms(),
-            epochs: Vec::new(),
-            encryption: None,
-            checkpoint: None,
-            snapshots: Vec::new(),
-            origin: None,
-            restores: Vec::new(),
-            seal: manifest::Seal::None,
+            ..Manifest::new(VolumeId::random(), &request.name, request.size)
         })
     }
 

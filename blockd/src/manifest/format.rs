@@ -215,6 +215,28 @@ pub enum ManifestFormatError {
 }
 
 impl Manifest {
+    /// A volume that was just made and never opened: not encrypted, without snapshots, flushes answered by the local log,
+    /// compressed by LZ4, 16 MiB destaged at once. Its size is in bytes.
+    pub fn new(id: VolumeId, name: impl Into<String>, size: u64) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            size,
+            durability: Durability::Local,
+            codec: Codec::Lz4,
+            chunk_bytes: 16 << 20,
+            state: VolumeState::Active,
+            created_ms: 0,
+            epochs: Vec::new(),
+            encryption: None,
+            checkpoint: None,
+            snapshots: Vec::new(),
+            origin: None,
+            restores: Vec::new(),
+            seal: Seal::None,
+        }
+    }
+
     /// The epoch whose owner may write: the last one that is settled.
     pub fn settled(&self) -> Option<&EpochStart> {
         self.epochs.iter().rev().find(|e| e.first_seq > 0)
@@ -421,10 +443,8 @@ impl Manifest {
         if header.reserved != [0; 12] {
             return Err(Invalid("a reserved field is not zero"));
         }
+        let name = String::from_utf8(name.to_vec()).map_err(|_| Invalid("its name is not text"))?;
         let mut manifest = Self {
-            id: VolumeId(header.volume),
-            name: String::from_utf8(name.to_vec()).map_err(|_| Invalid("its name is not text"))?,
-            size: header.size.get(),
             durability: match header.durability {
                 LOCAL => Durability::Local,
                 OBJECT => Durability::Object,
@@ -449,12 +469,7 @@ impl Manifest {
                     opened_ms: row.opened_ms.get(),
                 })
                 .collect(),
-            encryption: None,
-            checkpoint: None,
-            snapshots: Vec::new(),
-            origin: None,
-            restores: Vec::new(),
-            seal: Seal::None,
+            ..Self::new(VolumeId(header.volume), name, header.size.get())
         };
         let mut last = 0;
         while !sections.is_empty() {

@@ -72,7 +72,8 @@ pub struct Follower {
     tables: u64,
     sight: Sight,
     size: u64,
-    reached: Reached,
+    /// When the newest chunk was cut.
+    written_ms: u64,
 }
 
 impl Follower {
@@ -89,11 +90,10 @@ impl Follower {
             restores: manifest.restores.clone(),
             tables: 1,
             size: manifest.size,
-            reached: Reached::default(),
+            written_ms: made_ms(&manifest),
             sight,
             options,
         };
-        follower.reached = follower.stands(&manifest);
         follower.catch_up(&manifest).await?;
         Ok(follower)
     }
@@ -115,7 +115,8 @@ impl Follower {
 
     /// How far it is.
     pub fn reached(&self) -> Reached {
-        self.reached
+        let Applied { seq, lsn } = self.sight.table().applied();
+        Reached { seq, lsn, written_ms: self.written_ms }
     }
 
     /// Looks what is new in the bucket.
@@ -134,15 +135,16 @@ impl Follower {
             let moved = self.catch_up(&manifest).await?;
             return Ok(if moved > 0 { Refreshed::Moved } else { Refreshed::Same });
         }
-        let before = (self.sight.clone(), self.reached);
+        let before = (self.sight.clone(), self.written_ms);
+        let shown = self.reached();
         self.sight = Self::fetch(&self.options, &manifest, self.tables, None).await?;
         self.tables += 1;
-        self.reached = self.stands(&manifest);
+        self.written_ms = made_ms(&manifest);
         let caught_up = self.catch_up(&manifest).await;
         // A table that is not as far as the one shown would show old content once more, unless that is what was asked for.
-        let goes_back = manifest.restores == self.restores && self.reached.seq < before.1.seq;
+        let goes_back = manifest.restores == self.restores && self.reached().seq < shown.seq;
         if caught_up.is_err() || goes_back {
-            (self.sight, self.reached) = before;
+            (self.sight, self.written_ms) = before;
             return caught_up.map(|_| Refreshed::Same);
         }
         (self.base, self.restores) = (base, manifest.restores);
@@ -170,11 +172,6 @@ impl Follower {
         .await
     }
 
-    fn stands(&self, manifest: &Manifest) -> Reached {
-        let Applied { seq, lsn } = self.sight.table().applied();
-        Reached { seq, lsn, written_ms: manifest.checkpoint.map_or(0, |pointer| pointer.made_ms) }
-    }
-
     /// Applies the chunks that are there; how many.
     async fn catch_up(&mut self, manifest: &Manifest) -> Result<usize, OpenError> {
         for done in 0..HEADERS_MAX {
@@ -190,13 +187,18 @@ impl Follower {
                 Ok(_) | Err(ReadError::Missing { .. }) => return Ok(done),
                 Err(error) => return Err(error.into()),
             };
-            let reached = Reached { seq, lsn: index.last_lsn, written_ms: index.created_ms };
+            let written_ms = index.created_ms;
             let table = self.sight.table().clone();
             self.options.blocking.run(move || table.apply(&index)).await?;
-            self.reached = reached;
+            self.written_ms = written_ms;
         }
         Ok(HEADERS_MAX)
     }
+}
+
+/// When the checkpoint a table begins with was made.
+fn made_ms(manifest: &Manifest) -> u64 {
+    manifest.checkpoint.map_or(0, |pointer| pointer.made_ms)
 }
 
 async fn load(options: &FollowOptions) -> Result<Manifest, OpenError> {

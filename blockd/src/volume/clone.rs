@@ -7,7 +7,7 @@
 use super::holds;
 use super::open::OpenError;
 use crate::crypt::Keys;
-use crate::manifest::{self, Encryption, EpochStart, Hold, Manifest, ManifestError, Seal, Snapshot, VolumeState};
+use crate::manifest::{self, Encryption, EpochStart, Hold, Manifest, ManifestError, Snapshot, VolumeState};
 use crate::store::ObjectStore;
 use crate::types::VolumeId;
 
@@ -119,19 +119,14 @@ async fn make(
         opened_ms: order.now_ms,
     };
     let mut clone = Manifest {
-        id,
-        name: order.name.to_owned(),
-        size: snapshot.size,
-        state: VolumeState::Active,
+        durability: source.durability,
+        codec: source.codec,
+        chunk_bytes: source.chunk_bytes,
         created_ms: order.now_ms,
         epochs: vec![before],
-        encryption: None,
         checkpoint: snapshot.checkpoint,
-        snapshots: Vec::new(),
         origin: Some(origin.clone()),
-        restores: Vec::new(),
-        seal: Seal::None,
-        ..source.clone()
+        ..Manifest::new(id, order.name, snapshot.size)
     };
     if let (Some(encryption), Some(keys)) = (encryption, order.keys) {
         clone.encrypt(keys, encryption);

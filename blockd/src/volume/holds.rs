@@ -15,7 +15,7 @@ use super::open::OpenError;
 use crate::checkpoint::{collect, rebuild};
 use crate::crypt::Keys;
 use crate::lease;
-use crate::manifest::{self, Hold, LockError, Manifest, ManifestError, Origin, Seal, Snapshot, VolumeState};
+use crate::manifest::{self, Hold, LockError, Manifest, ManifestError, Origin, Snapshot, VolumeState};
 use crate::store::{self, ObjectStore};
 use crate::types::VolumeId;
 
@@ -209,16 +209,13 @@ pub fn origin_of(manifest: &Manifest, snapshot: &Snapshot) -> Origin {
 /// The manifest of a clone that is being deleted and never was.
 fn tombstone(manifest: &Manifest, hold: &Hold) -> Manifest {
     Manifest {
-        id: hold.volume,
-        name: hold.name.clone(),
+        durability: manifest.durability,
+        codec: manifest.codec,
+        chunk_bytes: manifest.chunk_bytes,
         state: VolumeState::Deleting,
-        epochs: Vec::new(),
-        encryption: None,
-        checkpoint: None,
-        snapshots: Vec::new(),
-        restores: Vec::new(),
-        seal: Seal::None,
-        ..manifest.clone()
+        created_ms: manifest.created_ms,
+        origin: manifest.origin.clone(),
+        ..Manifest::new(hold.volume, &hold.name, manifest.size)
     }
 }
 

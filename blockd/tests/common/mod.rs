@@ -1,4 +1,5 @@
-//! Helpers shared by the tests: a conformance suite for any store, a proxy that makes trouble, and the real daemon.
+//! Helpers shared by the tests: a conformance suite for any store, a proxy that makes trouble, the real daemon, and several
+//! of them on one bucket.
 
 // Each test binary uses a part of this.
 #![allow(dead_code)]
@@ -7,6 +8,7 @@ pub mod conformance;
 pub mod daemon;
 pub mod proxy;
 pub mod shadow;
+pub mod shared;
 
 use bytes::Bytes;
 

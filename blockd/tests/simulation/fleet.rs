@@ -25,9 +25,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use blockd::chunk::{ChunkName, Codec, ReadError};
-use blockd::crypt::{Keys, Secret};
+use blockd::crypt::Keys;
 use blockd::lease::{self, AcquireError, Held, Instants, Lease, LeaseState, Lost, Order, Sighting, Unsent};
-use blockd::manifest::{self, Durability, Encryption, EpochStart, Kdf, Manifest, Seal, VolumeState};
+use blockd::manifest::{self, Durability, EpochStart, Manifest};
 use blockd::store::{
     FaultPlan, FaultRates, FaultyStore, ListEntry, MemoryStore, ObjectMeta, ObjectStore, Outage, PutMode, Version,
 };
@@ -43,8 +43,8 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
+use super::bucket::{make_volume, read_snapshot};
 use super::disk::SimDisk;
 use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sector_of, value_of};
 
@@ -793,30 +793,13 @@ impl Fleet {
         let mut rng = SmallRng::seed_from_u64(seed);
         let bucket = Arc::new(MemoryStore::new());
         let durability = if rng.random_bool(0.5) { Durability::Object } else { Durability::Local };
-        let mut manifest = Manifest {
-            id: VolumeId([rng.random(); 16]),
-            name: NAME.into(),
-            size: BLOCKS as u64 * BLOCK_SIZE,
+        let manifest = Manifest {
             durability,
             codec: Codec::Lz4,
             chunk_bytes: 64 * 1024,
-            state: VolumeState::Active,
-            created_ms: 0,
-            epochs: Vec::new(),
-            encryption: None,
-            checkpoint: None,
-            snapshots: Vec::new(),
-            origin: None,
-            restores: Vec::new(),
-            seal: Seal::None,
+            ..Manifest::new(VolumeId([rng.random(); 16]), NAME, BLOCKS as u64 * BLOCK_SIZE)
         };
-        let keys = rng.random_bool(0.2).then(|| Keys::new(&rng.random()));
-        if let Some(keys) = &keys {
-            let secret = Secret::KeyFile(Zeroizing::new([7; 32]));
-            let wrapped = Encryption::wrap_with(keys, &secret, manifest.id, Kdf::KeyFile, rng.random());
-            manifest.encrypt(keys, wrapped);
-        }
-        manifest::create(bucket.as_ref(), &manifest).await.unwrap();
+        let keys = make_volume(&bucket, manifest, &mut rng, 0.2).await;
         let tuning = Tuning {
             dirty_memory_bytes: [0, 64 << 20][rng.random_range(0..2)],
             block_cache_bytes: [0, 64 << 20][rng.random_range(0..2)],

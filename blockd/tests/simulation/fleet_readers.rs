@@ -1,7 +1,6 @@
 //! Those who read beside the owners: followers, and snapshots on hosts that have nothing but the bucket.
 
-use blockd::manifest::Snapshot;
-use blockd::view::{FollowOptions, Follower, Sight, SightOptions};
+use blockd::view::{FollowOptions, Follower};
 use blockd::volume::{SnapshotError, SnapshotOrder};
 use tokio::sync::oneshot;
 
@@ -86,8 +85,8 @@ impl Shared {
             assert!(found.lsn >= *least, "snapshot {name} lacks what was accepted before it");
         }
         for snapshot in &manifest.snapshots {
-            let found = self.read_snapshot(&manifest, snapshot).await;
-            let Some(found) = found else {
+            let keys = self.keys.clone();
+            let Ok(found) = read_snapshot(&self.bucket, &manifest, snapshot, keys, SECTORS).await else {
                 let there = self.manifest().await.snapshots.iter().any(|other| other.id == snapshot.id);
                 assert!(!there, "snapshot {} cannot be read", snapshot.name);
                 continue;
@@ -101,21 +100,6 @@ impl Shared {
             assert!(found == expected, "snapshot {} changed", snapshot.name);
             self.count("snapshots read");
         }
-    }
-
-    async fn read_snapshot(&self, manifest: &Manifest, snapshot: &Snapshot) -> Option<Vec<Value>> {
-        let sight = Sight::open(SightOptions {
-            store: self.bucket.clone(),
-            volume: manifest.id,
-            checkpoint: snapshot.checkpoint,
-            home: TableHome::Memory(MemKv::new()),
-            donor: None,
-            frame_cache: None,
-            blocking: Blocking::Inline,
-            keys: self.keys.clone(),
-        });
-        let (bytes, _) = sight.await.ok()?.read(0, (SECTORS * SECTOR) as u32).await.ok()?;
-        Some(bytes.chunks(SECTOR).map(value_of).collect())
     }
 
     pub(super) async fn manifest(&self) -> Manifest {

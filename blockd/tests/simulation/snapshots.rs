@@ -7,9 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blockd::manifest::Manifest;
-use blockd::table::{MemKv, TableHome};
-use blockd::view::{Sight, SightOptions};
-use blockd::volume::{Blocking, SnapshotError, SnapshotOrder};
+use blockd::volume::{SnapshotError, SnapshotOrder};
 use tokio::sync::oneshot;
 
 use super::*;
@@ -70,20 +68,8 @@ impl World {
             assert!(found.lsn >= *least, "snapshot {name} lacks what was accepted before it");
         }
         for snapshot in &manifest.snapshots {
-            let sight = Sight::open(SightOptions {
-                store: self.bucket.clone(),
-                volume: manifest.id,
-                checkpoint: snapshot.checkpoint,
-                home: TableHome::Memory(MemKv::new()),
-                donor: None,
-                frame_cache: None,
-                blocking: Blocking::Inline,
-                keys: self.keys.clone(),
-            });
-            let sight = sight.await.unwrap_or_else(|e| panic!("snapshot {} cannot be opened: {e}", snapshot.name));
-            let read = sight.read(0, (SECTORS * SECTOR) as u32).await;
-            let (bytes, _) = read.unwrap_or_else(|e| panic!("snapshot {} cannot be read: {e}", snapshot.name));
-            let found: Vec<Value> = bytes.chunks(SECTOR).map(value_of).collect();
+            let read = read_snapshot(&self.bucket, &manifest, snapshot, self.keys.clone(), SECTORS).await;
+            let found = read.unwrap_or_else(|why| panic!("snapshot {}: {why}", snapshot.name));
             assert!(found == self.history.state(snapshot.lsn, SECTORS), "snapshot {} changed", snapshot.name);
         }
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use blockd::chunk::{ChunkName, Codec};
-use blockd::crypt::{Keys, Secret};
-use blockd::manifest::{self, CheckpointPointer, Durability, Encryption, Kdf, Manifest, Seal, VolumeState};
+use blockd::crypt::Keys;
+use blockd::manifest::{self, CheckpointPointer, Durability, Manifest};
 use blockd::store::{
     FaultPlan, FaultRates, FaultyStore, ListEntry, MemoryStore, ObjectMeta, ObjectStore, Outage, PutMode, Version,
 };
@@ -24,8 +24,8 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use xxhash_rust::xxh3::Xxh3Default;
-use zeroize::Zeroizing;
 
+use super::bucket::{make_volume, read_snapshot};
 use super::disk::SimDisk;
 use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sector_of, value_of};
 
@@ -171,31 +171,13 @@ impl World {
         let bucket = Arc::new(MemoryStore::new());
         let durability = if rng.random_bool(0.3) { Durability::Object } else { Durability::Local };
         let codec = [Codec::None, Codec::Lz4, Codec::Zstd(1)][rng.random_range(0..3)];
-        let mut manifest = Manifest {
-            id: VolumeId([rng.random(); 16]),
-            name: NAME.into(),
-            size: BLOCKS as u64 * BLOCK_SIZE,
+        let manifest = Manifest {
             durability,
             codec,
             chunk_bytes: 128 * 1024,
-            state: VolumeState::Active,
-            created_ms: 0,
-            epochs: Vec::new(),
-            encryption: None,
-            checkpoint: None,
-            snapshots: Vec::new(),
-            origin: None,
-            restores: Vec::new(),
-            seal: Seal::None,
+            ..Manifest::new(VolumeId([rng.random(); 16]), NAME, BLOCKS as u64 * BLOCK_SIZE)
         };
-        let keys = rng.random_bool(0.3).then(|| Keys::new(&rng.random()));
-        if let Some(keys) = &keys {
-            // A key file, because stretching a passphrase takes longer than a seed.
-            let secret = Secret::KeyFile(Zeroizing::new([7; 32]));
-            let wrapped = Encryption::wrap_with(keys, &secret, manifest.id, Kdf::KeyFile, rng.random());
-            manifest.encrypt(keys, wrapped);
-        }
-        manifest::create(bucket.as_ref(), &manifest).await.unwrap();
+        let keys = make_volume(&bucket, manifest, &mut rng, 0.3).await;
         let tuning = Tuning {
             dirty_memory_bytes: [0, 64 << 10, 64 << 20][rng.random_range(0..3)],
             block_cache_bytes: [0, 64 << 10, 64 << 20][rng.random_range(0..3)],

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Args;
 
+use super::super::snapshot::{Source, parse_source};
 use super::super::volume::parse_name;
 use super::super::{ClientArgs, print, print_json};
 use super::format::{self, Format};
@@ -30,7 +31,7 @@ on disk. A volume that is written to meanwhile gives a mixture of old and new: e
 pub(in super::super) struct ExportArgs {
     /// The volume, or a snapshot of it
     #[arg(value_parser = parse_source, value_name = "VOLUME[@SNAPSHOT]")]
-    name: String,
+    source: Source,
 
     /// The disk image to write
     file: PathBuf,
@@ -55,11 +56,12 @@ pub(in super::super) async fn run(args: ExportArgs) -> anyhow::Result<()> {
     if let Some(since) = args.since.clone() {
         return run_since(args, &since).await;
     }
+    let name = args.source.to_string();
     let daemon = args.client.client().info().await?;
     let format = format::of_name(&args.file, args.format);
     check_target(&args.file, args.force)?;
     let begun = Instant::now();
-    let mut nbd = attach(&daemon, &args.name)?;
+    let mut nbd = attach(&daemon, &name)?;
     let size = nbd.size();
     let part = Part::beside(&args.file);
     let data = match format {
@@ -68,15 +70,12 @@ pub(in super::super) async fn run(args: ExportArgs) -> anyhow::Result<()> {
             let bar = progress::bar(size, args.client.json);
             let written = raw::export(&mut nbd, &file, &bar);
             bar.finish_and_clear();
-            Some(
-                written
-                    .map_err(|error| failed(&args.name, &format!("copying to {} of", args.file.display()), error))?,
-            )
+            Some(written.map_err(|error| failed(&name, &format!("copying to {} of", args.file.display()), error))?)
         }
         // No name ends so, and nobody can ask for it.
         Format::Increment => bail!("increments are written with --since"),
         Format::Qcow2 => {
-            qemu::export(&uri(&daemon, &args.name)?, &part.0, args.client.json)?;
+            qemu::export(&uri(&daemon, &name)?, &part.0, args.client.json)?;
             None
         }
     };
@@ -84,16 +83,8 @@ pub(in super::super) async fn run(args: ExportArgs) -> anyhow::Result<()> {
     let _ = nbd.disconnect();
     part.keep_as(&args.file)?;
     let seconds = begun.elapsed().as_secs_f64();
-    let summary = Summary { volume: args.name, file: args.file, format, size, data, seconds };
+    let summary = Summary { volume: name, file: args.file, format, size, data, seconds };
     if args.client.json { print_json(&summary) } else { print(&summary.text("exported")) }
-}
-
-/// For clap: `VOLUME` or `VOLUME@SNAPSHOT`.
-fn parse_source(text: &str) -> Result<String, String> {
-    for name in text.splitn(2, '@') {
-        parse_name(name).map_err(|e| e.to_string())?;
-    }
-    Ok(text.to_owned())
 }
 
 /// A snapshot made for the time of an export.
@@ -102,19 +93,17 @@ const TEMPORARY: &str = "export";
 async fn run_since(args: ExportArgs, since: &str) -> anyhow::Result<()> {
     check_target(&args.file, args.force)?;
     let client = args.client.client();
-    let Some((volume, snapshot)) = args.name.split_once('@') else {
-        let temporary = format!("{TEMPORARY}-{}-{}", std::process::id(), crate::reactor::wall_ms());
-        client.create_snapshot(&args.name, &temporary).await?;
-        let written = write_since(&args, &args.name, since, &temporary).await;
-        let deleted = client.delete_snapshot(&args.name, &temporary).await;
-        return written.and(deleted.with_context(|| {
-            format!(
-                "delete the snapshot that was made for the export: `blockd snapshot delete {}@{temporary}`",
-                args.name
-            )
-        }));
-    };
-    write_since(&args, volume, since, snapshot).await
+    let volume = &args.source.volume;
+    if let Some(snapshot) = &args.source.snapshot {
+        return write_since(&args, volume, since, snapshot).await;
+    }
+    let temporary = format!("{TEMPORARY}-{}-{}", std::process::id(), crate::reactor::wall_ms());
+    client.create_snapshot(volume, &temporary).await?;
+    let written = write_since(&args, volume, since, &temporary).await;
+    let deleted = client.delete_snapshot(volume, &temporary).await;
+    written.and(deleted.with_context(|| {
+        format!("delete the snapshot that was made for the export: `blockd snapshot delete {volume}@{temporary}`")
+    }))
 }
 
 async fn write_since(args: &ExportArgs, volume: &str, since: &str, to: &str) -> anyhow::Result<()> {
