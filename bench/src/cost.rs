@@ -47,6 +47,9 @@ pub struct Args {
     /// Cold reads of one block each.
     #[arg(long, default_value_t = 500)]
     cold_reads: u64,
+    /// Answer these questions only; may be repeated.
+    #[arg(long, value_enum, default_values_t = [Question::Random, Question::Sequential])]
+    question: Vec<Question>,
     /// Work in a new directory inside this one.
     #[arg(long, value_name = "DIR", default_value = "target")]
     dir: PathBuf,
@@ -58,15 +61,28 @@ pub struct Args {
     serve_arg: Vec<String>,
 }
 
-/// Asks all four questions and prints the answers.
+/// What can be asked.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Question {
+    /// PUTs of random writes, requests at rest, cold random reads.
+    Random,
+    /// A cold sequential read.
+    Sequential,
+}
+
+/// Asks the chosen questions and prints the answers.
 pub fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&args.dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut cases = Vec::new();
-    for question in [random, sequential] {
+    for question in &args.question {
         let dir = tempfile::Builder::new().prefix("cost-").rand_bytes(12).tempdir_in(&args.dir)?;
         let bucket = args.bucket.open(dir.path(), Duration::ZERO)?;
-        cases.extend(question(args, &bucket, dir.path(), &runtime)?);
+        let ask = match question {
+            Question::Random => random,
+            Question::Sequential => sequential,
+        };
+        cases.extend(ask(args, &bucket, dir.path(), &runtime)?);
         runtime.block_on(async { empty(bucket.store().await?.as_ref()).await })?;
     }
     print!("{}", report::case_table(&cases));
