@@ -11,7 +11,7 @@ serve() {
     blockd serve --log-segment 16MiB --log-size 256MiB --nbd-tcp 127.0.0.1:10809 --dirty-memory 32MiB --block-cache 32MiB \
         --destage-age 1s --reactors 1 --workers 2 >/tmp/ready 2>>/tmp/serve.log &
     daemon=$!
-    until grep -q '^blockd ready' /tmp/ready; do
+    until grep -qs '^blockd ready' /tmp/ready; do
         kill -0 $daemon || { tail -n 20 /tmp/serve.log; fail "the daemon in the guest does not start"; }
         sleep 0.1
     done
