@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// `_IOR(0x12, 114, u64)`.
@@ -59,15 +59,12 @@ impl Device {
 
     /// Where it is mounted.
     pub fn mounts(self) -> Vec<String> {
-        let name = format!("/dev/nbd{}", self.0);
-        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-        let of_it =
-            |source: &str| source.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with('p'));
-        let lines = mounts.lines().filter_map(|line| line.split_once(' '));
-        lines
-            .filter(|(source, _)| of_it(source))
-            .filter_map(|(_, rest)| rest.split(' ').next().map(str::to_owned))
-            .collect()
+        mounts_of(&self.to_string())
+    }
+
+    /// By what it is known under /sys/block and [`super::place::RUN_DIR`].
+    pub fn name(self) -> String {
+        format!("nbd{}", self.0)
     }
 
     /// Opens it for itself alone: EBUSY while it is mounted, or otherwise claimed.
@@ -75,7 +72,7 @@ impl Device {
     /// # Errors
     /// What opening failed with.
     pub fn claim(self) -> io::Result<File> {
-        OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(self.path())
+        claim(&self.path())
     }
 
     /// Waits until its node is there and says the size.
@@ -83,16 +80,7 @@ impl Device {
     /// # Errors
     /// It does not come, or not in time.
     pub fn wait_ready(self, size: u64, patience: Duration) -> io::Result<()> {
-        let begun = Instant::now();
-        loop {
-            let state = File::open(self.path()).and_then(|file| size_of_device(&file));
-            match state {
-                Ok(found) if found == size => return Ok(()),
-                Ok(_) | Err(_) if begun.elapsed() < patience => std::thread::sleep(PAUSE),
-                Ok(found) => return Err(io::Error::other(format!("it has {found} bytes instead of {size}"))),
-                Err(error) => return Err(error),
-            }
-        }
+        wait_ready(&self.path(), size, patience)
     }
 
     /// Waits until it is no longer set up; whether that came about in time.
@@ -105,6 +93,42 @@ impl Device {
             std::thread::sleep(PAUSE);
         }
         true
+    }
+}
+
+/// Where the device with this node, or a partition of it, is mounted.
+pub fn mounts_of(node: &str) -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let of_it = |source: &str| source.strip_prefix(node).is_some_and(|rest| rest.is_empty() || rest.starts_with('p'));
+    let lines = mounts.lines().filter_map(|line| line.split_once(' '));
+    lines
+        .filter(|(source, _)| of_it(source))
+        .filter_map(|(_, rest)| rest.split(' ').next().map(str::to_owned))
+        .collect()
+}
+
+/// Opens a device for itself alone: EBUSY while it is mounted, or otherwise claimed.
+///
+/// # Errors
+/// What opening failed with.
+pub fn claim(node: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(node)
+}
+
+/// Waits until a device's node is there and says the size.
+///
+/// # Errors
+/// It does not come, or not in time.
+pub fn wait_ready(node: &Path, size: u64, patience: Duration) -> io::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let state = File::open(node).and_then(|file| size_of_device(&file));
+        match state {
+            Ok(found) if found == size => return Ok(()),
+            Ok(_) | Err(_) if begun.elapsed() < patience => std::thread::sleep(PAUSE),
+            Ok(found) => return Err(io::Error::other(format!("it has {found} bytes instead of {size}"))),
+            Err(error) => return Err(error),
+        }
     }
 }
 

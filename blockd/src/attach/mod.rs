@@ -1,4 +1,4 @@
-//! Volumes as block devices of this machine's kernel: `/dev/nbdN`.
+//! Volumes as block devices of this machine's kernel: `/dev/nbdN`, or `/dev/ublkbN` (see [`ublk`]).
 //!
 //! The kernel's NBD client does the I/O, over connections that are made here and handed to it by [`kernel`] (netlink).
 //! A [`keeper`] stays behind each device: when connections break it makes new ones, so that a daemon that restarts is a
@@ -13,3 +13,4 @@ pub mod kernel;
 pub mod netlink;
 pub mod place;
 pub mod server;
+pub mod ublk;

@@ -54,7 +54,7 @@ impl Backend {
 }
 
 /// Held by the keeper of a device as long as it lives.
-pub struct Lock(#[expect(dead_code, reason = "closing it lets go of the lock")] File);
+pub struct Lock(File);
 
 /// Somebody else keeps the device.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +72,7 @@ impl Lock {
     ///
     /// # Errors
     /// See [`LockError`].
-    pub fn take_in_time(device: Device, patience: Duration) -> Result<Self, LockError> {
+    pub fn take_in_time(device: &str, patience: Duration) -> Result<Self, LockError> {
         let begun = Instant::now();
         loop {
             match Self::take(device) {
@@ -82,12 +82,12 @@ impl Lock {
         }
     }
 
-    /// Takes the lock of a device.
+    /// Takes the lock of a device, given its name (`nbd0`).
     ///
     /// # Errors
     /// See [`LockError`].
-    pub fn take(device: Device) -> Result<Self, LockError> {
-        let path = Path::new(RUN_DIR).join(format!("nbd{}.pid", device.0));
+    pub fn take(device: &str) -> Result<Self, LockError> {
+        let path = lock_path(device);
         let failed = |error| LockError::Io(path.clone(), error);
         fs::create_dir_all(RUN_DIR).map_err(failed)?;
         let mut file =
@@ -106,11 +106,35 @@ impl Lock {
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
         Ok(Self(file))
     }
+
+    /// Adds a line to what [`held_lines`] returns.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn note(&mut self, line: &str) -> io::Result<()> {
+        writeln!(self.0, "{line}")
+    }
 }
 
-/// Where the keeper of a device writes its messages once nobody looks.
-pub fn log_path(device: Device) -> PathBuf {
-    Path::new(RUN_DIR).join(format!("nbd{}.log", device.0))
+/// What the keeper of a device has written into its lock, the first line being its process; `None` without a living keeper.
+pub fn held_lines(device: &str) -> Option<Vec<String>> {
+    let mut file = File::open(lock_path(device)).ok()?;
+    // SAFETY: plain system call on a descriptor we own; closing it lets go of the lock, should we get it.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } == 0 {
+        return None;
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    Some(text.lines().map(str::to_owned).collect())
+}
+
+fn lock_path(device: &str) -> PathBuf {
+    Path::new(RUN_DIR).join(format!("{device}.pid"))
+}
+
+/// Where the keeper of a device, given its name, writes its messages once nobody looks.
+pub fn log_path(device: &str) -> PathBuf {
+    Path::new(RUN_DIR).join(format!("{device}.log"))
 }
 
 #[cfg(test)]

@@ -75,8 +75,7 @@ impl Server {
     /// # Errors
     /// `NotFound`: there is no such volume. Others: the server is away, or refuses.
     pub fn connect(&self, volume: &str) -> io::Result<(OwnedFd, Found)> {
-        let client = self.negotiate(volume)?;
-        let found = Found { size: client.size(), flags: client.flags(), id: identity(client.description()) };
+        let (client, found) = self.client(volume)?;
         let socket = client.into_socket()?;
         if matches!(self, Self::Tcp(_)) {
             watch_idle(&socket)?;
@@ -89,14 +88,23 @@ impl Server {
     /// # Errors
     /// As for [`Self::connect`].
     pub fn look(&self, volume: &str) -> io::Result<Found> {
-        let client = self.negotiate(volume)?;
-        let found = Found { size: client.size(), flags: client.flags(), id: identity(client.description()) };
+        let (client, found) = self.client(volume)?;
         client.disconnect()?;
         Ok(found)
     }
 
+    /// [`Self::connect`], for a client of our own.
+    ///
+    /// # Errors
+    /// As for [`Self::connect`].
+    pub fn client(&self, volume: &str) -> io::Result<(NbdClient, Found)> {
+        let client = self.negotiate(volume)?;
+        let found = Found { size: client.size(), flags: client.flags(), id: identity(client.description()) };
+        Ok((client, found))
+    }
+
     fn negotiate(&self, volume: &str) -> io::Result<NbdClient> {
-        // The kernel's client understands simple replies only.
+        // The kernel's client understands simple replies only; and with them an orderly stop of the server hangs up.
         let options = Options { structured: false, block_status: false, timeout: Some(PATIENCE) };
         match self {
             Self::Tcp(address) => NbdClient::connect_tcp_with(address.as_str(), volume, options),
@@ -161,7 +169,7 @@ pub fn is_unheard(socket: &OwnedFd) -> bool {
 
 /// Ends a connection so that nothing that was sent and not received is sent any more: the kernel repeats the requests on
 /// another connection, and a first copy that comes late could overwrite what was written since.
-pub fn cut(socket: &OwnedFd) {
+pub fn cut(socket: &impl AsRawFd) {
     // SAFETY: the structure consists of numbers, for which all zeroes is a value.
     let mut nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
     nowhere.sa_family = libc::AF_UNSPEC as libc::sa_family_t;

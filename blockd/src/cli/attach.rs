@@ -1,10 +1,13 @@
 //! `blockd attach` and `blockd detach`: volumes as block devices of this machine.
 
+mod ublk;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -20,6 +23,7 @@ use crate::attach::keeper::{End, Keeper};
 use crate::attach::kernel::{Kernel, Setup};
 use crate::attach::place::{self, Backend, Lock, LockError};
 use crate::attach::server::{self, Found, Server};
+use crate::attach::ublk::device::Device as UblkDevice;
 use crate::config::Interval;
 use crate::export::nbd::proto::transmission;
 
@@ -32,7 +36,7 @@ const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  blockd attach disk                                   any free device, from the daemon on this machine\n  blockd attach disk /dev/nbd0 --server 10.0.0.5:10809 from another machine\n  blockd attach image --block-size 512                 a disk image with a partition table\n\nA keeper process stays behind the device. If the daemon goes away, I/O waits until it is back; the device and what is\nmounted from it stay. If the keeper itself was killed, attach again: the device is adopted."
+    after_help = "Examples:\n  blockd attach disk                                   any free device, from the daemon on this machine\n  blockd attach disk /dev/nbd0 --server 10.0.0.5:10809 from another machine\n  blockd attach image --block-size 512                 a disk image with a partition table\n  blockd attach disk --ublk                            /dev/ublkbN, from the daemon on this machine\n\nA keeper process stays behind the device. If the daemon goes away, I/O waits until it is back; the device and what is\nmounted from it stay. If the keeper itself was killed, attach again: the device is adopted.\nWith --ublk the keeper serves the device itself, and the device ends with it."
 )]
 pub(super) struct AttachArgs {
     /// The volume
@@ -41,7 +45,12 @@ pub(super) struct AttachArgs {
 
     /// The device [default: one that is free]
     #[arg(value_parser = parse_device)]
-    device: Option<Device>,
+    device: Option<Named>,
+
+    /// Make it /dev/ublkbN instead of /dev/nbdN: what was under way when the daemon went away goes on as soon as it is back;
+    /// only from the daemon on this machine, over its Unix socket
+    #[arg(long)]
+    ublk: bool,
 
     /// The NBD server: HOST:PORT or unix:/PATH [default: the daemon's own]
     #[arg(long, value_name = "ADDRESS", help_heading = "Connections")]
@@ -53,11 +62,11 @@ pub(super) struct AttachArgs {
 
     /// A request that gets no answer for so long is sent again on another connection. Bounds how long I/O that was under
     /// way when the daemon went away waits after it is back
-    #[arg(long, value_name = "TIME", default_value = "10s", help_heading = "Connections")]
+    #[arg(long, value_name = "TIME", default_value = "10s", conflicts_with = "ublk", help_heading = "Connections")]
     timeout: Interval,
 
     /// I/O fails when there was no connection for so long [default: never]
-    #[arg(long, value_name = "TIME", help_heading = "Connections")]
+    #[arg(long, value_name = "TIME", conflicts_with = "ublk", help_heading = "Connections")]
     dead_timeout: Option<Interval>,
 
     /// Logical block size: 4096 is what volumes are made of; 512 is for images with partitions or filesystems made for it
@@ -97,8 +106,26 @@ struct Attached {
     keeper: u32,
 }
 
-fn parse_device(text: &str) -> Result<Device, String> {
-    Device::parse(text).ok_or_else(|| "expected a device like /dev/nbd0".into())
+/// A device as it is named on the command line.
+#[derive(Clone, Copy, Debug)]
+enum Named {
+    Nbd(Device),
+    Ublk(UblkDevice),
+}
+
+fn parse_device(text: &str) -> Result<Named, String> {
+    let nbd = Device::parse(text).map(Named::Nbd);
+    nbd.or_else(|| UblkDevice::parse(text).map(Named::Ublk))
+        .ok_or_else(|| "expected a device like /dev/nbd0, or with --ublk like /dev/ublkb0".into())
+}
+
+impl AttachArgs {
+    fn nbd_device(&self) -> Option<Device> {
+        match self.device {
+            Some(Named::Nbd(device)) => Some(device),
+            _ => None,
+        }
+    }
 }
 
 fn parse_block_size(text: &str) -> Result<u32, String> {
@@ -109,12 +136,18 @@ fn parse_block_size(text: &str) -> Result<u32, String> {
 }
 
 pub(super) fn attach(args: AttachArgs) -> anyhow::Result<()> {
+    if args.ublk {
+        return ublk::attach(&args);
+    }
+    if let Some(Named::Ublk(device)) = args.device {
+        bail!("{device} is a ublk device; give --ublk to attach as one");
+    }
     let mut kernel = kernel()?;
     let server = server_of(&args)?;
     if !args.foreground && !args.keeper {
         return in_background(&args, &server);
     }
-    let signals = signals()?;
+    let signals = signals(&[])?;
     let mut sockets = Vec::new();
     let (first, found) = server.connect(&args.volume).map_err(|error| no_volume(&args, &server, error))?;
     sockets.push(first);
@@ -133,7 +166,7 @@ pub(super) fn attach(args: AttachArgs) -> anyhow::Result<()> {
         None => set_up(&mut kernel, &args, &server, &found, sockets)?,
     };
     let Place { device, backend, held, unknown, size, lock } = place;
-    announce(&args, device, &server, size)?;
+    announce(&args, &device.path(), &place::log_path(&device.name()), &server, size)?;
     stay_alive();
     let id = found.id;
     let say = Box::new(|text: &str| drop(writeln!(io::stderr(), "blockd: {text}")));
@@ -158,7 +191,10 @@ pub(super) fn attach(args: AttachArgs) -> anyhow::Result<()> {
 }
 
 pub(super) fn detach(args: &DetachArgs) -> anyhow::Result<()> {
-    kernel()?;
+    need_root()?;
+    if let Some(device) = ublk::named(&args.volume_or_device)? {
+        return ublk::detach(device, args.force);
+    }
     let (device, backend) = match Device::parse(&args.volume_or_device) {
         Some(device) => match Backend::of(device) {
             Some(backend) => (device, backend),
@@ -195,10 +231,7 @@ struct Place {
 
 /// The kernel's NBD client, loading its module if need be.
 fn kernel() -> anyhow::Result<Kernel> {
-    // SAFETY: plain system call.
-    if unsafe { libc::geteuid() } != 0 {
-        bail!("attaching and detaching devices needs root; run it with sudo");
-    }
+    need_root()?;
     if let Some(kernel) = Kernel::open().context("cannot talk to the kernel over netlink")? {
         return Ok(kernel);
     }
@@ -215,6 +248,14 @@ fn kernel() -> anyhow::Result<Kernel> {
          do; in a container, load it on the host)",
         if why.is_empty() { "" } else { ": " }
     )
+}
+
+fn need_root() -> anyhow::Result<()> {
+    // SAFETY: plain system call.
+    if unsafe { libc::geteuid() } != 0 {
+        bail!("attaching and detaching devices needs root; run it with sudo");
+    }
+    Ok(())
 }
 
 fn server_of(args: &AttachArgs) -> anyhow::Result<Server> {
@@ -274,13 +315,13 @@ fn attached_already(
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue,
             other => other.with_context(|| format!("cannot adopt {device}"))?,
         }
-        let lock = Lock::take(device).map_err(|error| match error {
+        let lock = Lock::take(&device.name()).map_err(|error| match error {
             LockError::Held(pid) => {
                 anyhow!("volume {} is attached as {device} already; process {pid} looks after it", args.volume)
             }
             other => anyhow!(other),
         })?;
-        if let Some(asked) = args.device.filter(|asked| *asked != device) {
+        if let Some(asked) = args.nbd_device().filter(|asked| *asked != device) {
             bail!(
                 "volume {} is attached as {device} already; detach it there before attaching it as {asked}",
                 args.volume
@@ -322,7 +363,7 @@ fn set_up(
     let backend = Backend::new(&args.volume, server);
     let borrowed: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
     let setup = Setup {
-        index: args.device.map(|device| device.0),
+        index: args.nbd_device().map(|device| device.0),
         size: found.size,
         block_size: args.block_size,
         flags: found.flags,
@@ -334,8 +375,8 @@ fn set_up(
     let index = kernel.connect(&setup).map_err(|error| refused_device(args, error))?;
     let device = Device(index);
     let finish = || {
-        let lock =
-            Lock::take_in_time(device, DEVICE_PATIENCE).with_context(|| format!("cannot look after {device}"))?;
+        let lock = Lock::take_in_time(&device.name(), DEVICE_PATIENCE)
+            .with_context(|| format!("cannot look after {device}"))?;
         // Since 5.14 the kernel keeps the text by which a keeper knows its device.
         if device.backend().as_deref() != Some(&backend.text) {
             bail!("this kernel is too old for attached devices that survive restarts; it must be Linux 5.14 or newer");
@@ -354,7 +395,7 @@ fn set_up(
 }
 
 fn refused_device(args: &AttachArgs, error: io::Error) -> anyhow::Error {
-    match (error.raw_os_error(), args.device) {
+    match (error.raw_os_error(), args.nbd_device()) {
         (Some(libc::EBUSY), Some(device)) => {
             let of = match Backend::of(device) {
                 Some(backend) => format!("volume {} is attached there", backend.volume),
@@ -380,10 +421,17 @@ fn dead_seconds(args: &AttachArgs) -> u64 {
 fn in_background(args: &AttachArgs, server: &Server) -> anyhow::Result<()> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("blockd").args(["attach", &args.volume]);
-    command.args(args.device.map(|device| device.to_string()));
+    command.args(args.device.map(|device| match device {
+        Named::Nbd(device) => device.to_string(),
+        Named::Ublk(device) => device.to_string(),
+    }));
     command.arg("--server").arg(server.to_string());
     command.arg("--connections").arg(args.connections.to_string());
-    command.arg("--timeout").arg(args.timeout.to_string());
+    if args.ublk {
+        command.arg("--ublk");
+    } else {
+        command.arg("--timeout").arg(args.timeout.to_string());
+    }
     if let Some(time) = args.dead_timeout {
         command.arg("--dead-timeout").arg(time.to_string());
     }
@@ -410,7 +458,8 @@ fn in_background(args: &AttachArgs, server: &Server) -> anyhow::Result<()> {
 }
 
 /// Says that the device is ready, to whoever waits for that.
-fn announce(args: &AttachArgs, device: Device, server: &Server, size: u64) -> anyhow::Result<()> {
+fn announce(args: &AttachArgs, device: &Path, log: &Path, server: &Server, size: u64) -> anyhow::Result<()> {
+    let device = device.display();
     if !args.keeper {
         if args.client.json {
             print_json(&Attached {
@@ -430,7 +479,7 @@ fn announce(args: &AttachArgs, device: Device, server: &Server, size: u64) -> an
     // Nobody's session is ours from here on.
     // SAFETY: plain system call; it fails if we lead one already, which is as good.
     unsafe { libc::setsid() };
-    let log = OpenOptions::new().create(true).append(true).open(place::log_path(device))?;
+    let log = OpenOptions::new().create(true).append(true).open(log)?;
     let null = OpenOptions::new().write(true).open("/dev/null")?;
     become_fd(&log, libc::STDERR_FILENO)?;
     print(&format!("{device} {size}\n"))?;
@@ -456,8 +505,8 @@ fn stay_alive() {
     }
 }
 
-/// A descriptor that can be read when we are asked to end. From now on these signals do nothing else.
-fn signals() -> anyhow::Result<OwnedFd> {
+/// A descriptor that can be read when we are asked to end, or one of `more` comes. From now on these signals do nothing else.
+fn signals(more: &[libc::c_int]) -> anyhow::Result<OwnedFd> {
     // SAFETY: the set is written by the first call before it is read; the rest are plain system calls on it.
     let fd = unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
@@ -465,6 +514,9 @@ fn signals() -> anyhow::Result<OwnedFd> {
         libc::sigaddset(&raw mut set, libc::SIGTERM);
         libc::sigaddset(&raw mut set, libc::SIGINT);
         libc::sigaddset(&raw mut set, libc::SIGHUP);
+        for signal in more {
+            libc::sigaddset(&raw mut set, *signal);
+        }
         libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
         libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
     };
@@ -495,10 +547,7 @@ fn end_device(device: Device, backend: &Backend, force: bool) -> anyhow::Result<
                 kernel.disconnect(device.0).with_context(|| format!("the kernel does not detach {device}"))?;
             }
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                let mounts = device.mounts();
-                let by =
-                    if mounts.is_empty() { String::new() } else { format!(": it is mounted on {}", mounts.join(", ")) };
-                bail!("{device} is in use{by}; unmount it first, or use --force and lose what is not written yet");
+                return Err(in_use(&device.to_string(), &device.mounts()));
             }
             Err(error) => return Err(anyhow!(error).context(format!("cannot open {device}"))),
         }
@@ -510,6 +559,11 @@ fn end_device(device: Device, backend: &Backend, force: bool) -> anyhow::Result<
         );
     }
     Ok(())
+}
+
+fn in_use(device: &str, mounts: &[String]) -> anyhow::Error {
+    let by = if mounts.is_empty() { String::new() } else { format!(": it is mounted on {}", mounts.join(", ")) };
+    anyhow!("{device} is in use{by}; unmount it first, or use --force and lose what is not written yet")
 }
 
 /// Requests that wait for a connection only look up when one comes. This one leads nowhere.

@@ -9,7 +9,7 @@ pub(in crate::export) mod socket;
 use std::collections::HashMap;
 use std::io;
 use std::net::ToSocketAddrs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -162,6 +162,11 @@ impl NbdClient {
         &self.description
     }
 
+    /// The socket, to wait for replies ([`Self::ready_reply`]) or to end the connection.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     /// The socket, for somebody else to go on with. Only before the first request.
     pub fn into_socket(self) -> io::Result<OwnedFd> {
         assert!(self.next_cookie == 1, "the socket of a connection in use");
@@ -233,19 +238,26 @@ impl NbdClient {
         }
         self.socket.flush()?;
         loop {
-            let done = match self.reply_header()? {
-                ReplyHeader::Simple(reply) => {
-                    let cookie = reply.cookie.get();
-                    self.simple_reply(cookie, reply.error.get())?;
-                    Some(cookie)
-                }
-                ReplyHeader::Chunk(head) => {
-                    self.reply_chunk(&head)?;
-                    head.done().then(|| head.cookie.get())
-                }
-            };
-            if let Some(cookie) = done {
+            let header = self.reply_header()?;
+            if let Some(cookie) = self.take_reply(header)? {
                 return Ok((cookie, self.finish(cookie)?));
+            }
+        }
+    }
+
+    /// Sends what is queued and returns a reply that is there already, if any. Of a reply that has begun to come, it waits
+    /// for the rest.
+    pub fn ready_reply(&mut self) -> io::Result<Option<(u64, Result<ReplyData, Errno>)>> {
+        self.socket.flush()?;
+        loop {
+            let Some(header) = self.buffered_header()? else {
+                if self.socket.take_in()? {
+                    continue;
+                }
+                return Ok(None);
+            };
+            if let Some(cookie) = self.take_reply(header)? {
+                return Ok(Some((cookie, self.finish(cookie)?)));
             }
         }
     }
@@ -307,13 +319,33 @@ impl NbdClient {
 
     fn reply_header(&mut self) -> io::Result<ReplyHeader> {
         loop {
-            let buffered = self.socket.buffered();
-            if let Some((header, rest)) = ReplyHeader::take(buffered).map_err(broken)? {
-                let used = buffered.len() - rest.len();
-                self.socket.consume(used);
+            if let Some(header) = self.buffered_header()? {
                 return Ok(header);
             }
             self.socket.fill()?;
+        }
+    }
+
+    fn buffered_header(&mut self) -> io::Result<Option<ReplyHeader>> {
+        let buffered = self.socket.buffered();
+        let Some((header, rest)) = ReplyHeader::take(buffered).map_err(broken)? else { return Ok(None) };
+        let used = buffered.len() - rest.len();
+        self.socket.consume(used);
+        Ok(Some(header))
+    }
+
+    /// Takes in what belongs to a header; the cookie of the request that is answered in full by it.
+    fn take_reply(&mut self, header: ReplyHeader) -> io::Result<Option<u64>> {
+        match header {
+            ReplyHeader::Simple(reply) => {
+                let cookie = reply.cookie.get();
+                self.simple_reply(cookie, reply.error.get())?;
+                Ok(Some(cookie))
+            }
+            ReplyHeader::Chunk(head) => {
+                self.reply_chunk(&head)?;
+                Ok(head.done().then(|| head.cookie.get()))
+            }
         }
     }
 

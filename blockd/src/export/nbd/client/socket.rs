@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -74,6 +74,14 @@ impl Socket {
 
     fn new(stream: Stream, timeout: Option<Duration>) -> Self {
         Self { stream, outbox: Vec::with_capacity(QUEUE_BYTES_MAX), inbox: Vec::new(), taken: 0, filled: 0, timeout }
+    }
+
+    /// The socket, to wait for it or to end it.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.stream {
+            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Tcp(stream) => stream.as_fd(),
+        }
     }
 
     /// The socket itself, in blocking mode. Nothing may be queued or buffered.
@@ -170,7 +178,7 @@ impl Socket {
     }
 
     /// Receives once if anything is there; whether it was.
-    fn take_in(&mut self) -> io::Result<bool> {
+    pub fn take_in(&mut self) -> io::Result<bool> {
         if self.inbox.len() - self.filled < FILL_BYTES / 2 {
             self.inbox.copy_within(self.taken..self.filled, 0);
             self.filled -= self.taken;
