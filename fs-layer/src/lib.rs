@@ -1,1 +1,9 @@
-//! fs-layer: a shared-disk filesystem on a blockd volume. Nothing of it is built yet; see the README for what is.
+//! fs-layer: a shared-disk filesystem on a blockd volume.
+//!
+//! The address space of a volume is endless and only written blocks cost anything, so that numbers and addresses are
+//! handed out by counting up and never used twice. [`disk`] is where blocks are, [`vfs`] what the exports see.
+//!
+//! Layers point one way: export → vfs → (file | dir | inode) → (lock | journal) → layout → disk.
+
+pub mod disk;
+pub mod vfs;
