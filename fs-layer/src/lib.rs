@@ -3,7 +3,8 @@
 //! The address space of a volume is endless and only written blocks cost anything, so that numbers and addresses are
 //! handed out by counting up and never used twice. [`disk`] is where blocks are, [`vfs`] what the exports see.
 //!
-//! Layers point one way: export → vfs → (file | dir | inode) → (lock | journal) → layout → disk.
+//! Layers point one way: export → vfs → (file | dir | inode) → (lock | journal) → layout → disk. [`blocks`] is what trees need of the journal.
 
+pub mod blocks;
 pub mod disk;
 pub mod vfs;
