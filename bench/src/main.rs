@@ -24,6 +24,8 @@ enum Command {
     Cost(bench::cost::Args),
     /// Writes that are answered when the bucket has them, with the bucket near and far.
     Fsync(bench::fsync::Args),
+    /// Files: durable creates, stats, listings, small and large files, on directories of several mounted filesystems.
+    Fs(bench::fs::Args),
     /// Turn JSON files of other commands into Markdown on standard output.
     Render {
         /// What was written with --json.
@@ -51,6 +53,7 @@ fn run(command: Command) -> Result<()> {
         Command::Checkpoint(args) => bench::open::cost(&args),
         Command::Cost(args) => bench::cost::run(&args),
         Command::Fsync(args) => bench::fsync::run(&args),
+        Command::Fs(args) => bench::fs::run(&args),
         Command::Render { files } => {
             let mut cases = Vec::new();
             for file in &files {
