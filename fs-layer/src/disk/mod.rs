@@ -5,6 +5,8 @@
 //! aligned block of 4 KiB is never torn by the end of the *process*; what a flush covered survives a power cut.
 //! Writes that no flush covered may be lost, each for itself, in any order.
 
+pub mod nbd;
+
 use std::io;
 
 /// Bytes of a block, the unit of all addresses of the filesystem.
