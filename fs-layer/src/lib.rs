@@ -5,7 +5,10 @@
 //!
 //! Layers point one way: export → vfs → (file | dir | inode) → (lock | journal) → layout → disk. [`blocks`] is what trees need of the journal.
 
+pub mod admin;
 pub mod blocks;
+// pub mod cli;
+pub mod config;
 pub mod disk;
 pub mod export;
 pub mod vfs;

@@ -98,3 +98,6 @@ pub fn mount(tree: Arc<dyn Vfs>, directory: &Path, options: &FuseOptions) -> Res
     mount::start(ops::FuseTree::new(tree, locks, options), directory, options)
 }
 
+
+#[cfg(test)]
+mod tests;

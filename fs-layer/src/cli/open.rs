@@ -1,0 +1,134 @@
+//! From flags to a disk, and from a disk to a tree.
+
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::admin::CountedTree;
+use crate::config::{ByteSize, Place, Where};
+use crate::disk::nbd::{NbdDisk, NbdOptions};
+use crate::disk::{CountedDisk, Disk, FileDisk};
+
+/// What the disk is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// To make a filesystem on it; a file that is not there is made with this size.
+    Make(Option<ByteSize>),
+    /// To read and write.
+    Write,
+    /// To read only.
+    Read,
+}
+
+/// A disk, and what keeps it going.
+pub(super) struct OpenedDisk {
+    pub disk: Arc<CountedDisk>,
+    /// For people.
+    pub description: String,
+    engine: Option<crate::disk::engine::Engine>,
+}
+
+impl OpenedDisk {
+    /// Ends what keeps it going. Nobody may use the disk any more.
+    pub(super) fn close(self) -> anyhow::Result<()> {
+        drop(self.disk);
+        match self.engine {
+            Some(engine) => engine.stop(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A tree, the disk under it, and what keeps that going.
+pub(super) struct OpenedTree {
+    disk: OpenedDisk,
+    filesystem: Arc<Filesystem>,
+    tree: Arc<CountedTree>,
+}
+
+impl OpenedTree {
+    /// Where the disk is.
+    pub(super) fn description(&self) -> &str {
+        &self.disk.description
+    }
+
+    /// The tree, counted.
+    pub(super) fn tree(&self) -> Arc<dyn Vfs> {
+        self.tree.clone()
+    }
+
+    pub(super) fn weak_tree(&self) -> Weak<CountedTree> {
+        Arc::downgrade(&self.tree)
+    }
+
+    pub(super) fn weak_disk(&self) -> Weak<CountedDisk> {
+        Arc::downgrade(&self.disk.disk)
+    }
+
+    /// Writes everything home and ends. Nobody may use the tree any more.
+    pub(super) fn close(self) -> anyhow::Result<()> {
+        let OpenedTree { disk, filesystem, tree } = self;
+        drop(tree);
+        let closed = filesystem.close().with_context(|| format!("cannot close the filesystem on {}", disk.description));
+        drop(filesystem);
+        disk.close()?;
+        closed
+    }
+}
+
+/// Settings of the tree itself.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct TreeSettings {
+    /// Memory for contents of files, read and not yet written
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = "Memory")]
+    page_cache: ByteSize,
+
+    /// Memory for inodes, directories and maps of files
+    #[arg(long, value_name = "SIZE", default_value = "128MiB", help_heading = "Memory")]
+    block_cache: ByteSize,
+}
+
+/// Opens the disk and the filesystem on it, after replaying its journal.
+pub(super) fn tree(place: &Place, access: Access, settings: &TreeSettings) -> anyhow::Result<OpenedTree> {
+    todo!()
+}
+
+/// Opens the disk.
+pub(super) fn disk(place: &Place, access: Access) -> anyhow::Result<OpenedDisk> {
+    let (disk, description, engine): (Arc<dyn Disk>, String, _) = match place.find()? {
+        Where::File(path) => (Arc::new(file(&path, access)?), path.display().to_string(), None),
+        Where::Nbd(url) => {
+            let options = NbdOptions { connections: place.nbd_connections.into(), ..NbdOptions::default() };
+            (Arc::new(NbdDisk::connect(&url, options)?), url.to_string(), None)
+        }
+        Where::Store(store) => {
+            let (engine, disk) = crate::disk::engine::Engine::start(&crate::disk::engine::EngineOptions {
+                data: place.data.join("engine"),
+                store: store.clone(),
+                volume: place.volume.clone(),
+                settings: place.engine.clone(),
+                create: matches!(access, Access::Make(_)),
+                connections: place.nbd_connections.into(),
+            })?;
+            (Arc::new(disk), format!("volume {} in {store}", place.volume), Some(engine))
+        }
+    };
+    Ok(OpenedDisk { disk: Arc::new(CountedDisk::new(disk)), description, engine })
+}
+
+fn file(path: &Path, access: Access) -> anyhow::Result<FileDisk> {
+    match access {
+        Access::Make(Some(size)) => FileDisk::create(path, size.0).with_context(|| format!("cannot make {}", path.display())),
+        access if !path.exists() => {
+            let _ = access;
+            bail!("{} is not there; fsd mkfs --disk {} makes it", path.display(), path.display())
+        }
+        access => {
+            FileDisk::open(path, access == Access::Read).with_context(|| format!("cannot open {}", path.display()))
+        }
+    }
+}
