@@ -8,6 +8,7 @@ mod background;
 mod check;
 mod mkfs;
 mod mount;
+mod nfs;
 mod open;
 mod running;
 mod serve;

@@ -11,6 +11,7 @@ use crate::admin::CountedTree;
 use crate::config::{ByteSize, Place, Where};
 use crate::disk::nbd::{NbdDisk, NbdOptions};
 use crate::disk::{CountedDisk, Disk, FileDisk};
+use crate::vfs::{Filesystem, OpenOptions, Vfs};
 
 /// What the disk is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,17 +85,32 @@ impl OpenedTree {
 #[serde(rename_all = "kebab-case")]
 pub(super) struct TreeSettings {
     /// Memory for contents of files, read and not yet written
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = "Memory")]
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", help_heading = "Memory")]
     page_cache: ByteSize,
 
     /// Memory for inodes, directories and maps of files
-    #[arg(long, value_name = "SIZE", default_value = "128MiB", help_heading = "Memory")]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = "Memory")]
     block_cache: ByteSize,
+
+    /// Do not note when files were read
+    #[arg(long, help_heading = "The filesystem")]
+    no_access_times: bool,
 }
 
 /// Opens the disk and the filesystem on it, after replaying its journal.
 pub(super) fn tree(place: &Place, access: Access, settings: &TreeSettings) -> anyhow::Result<OpenedTree> {
-    todo!()
+    let disk = disk(place, access)?;
+    let options = OpenOptions {
+        read_only: access == Access::Read,
+        metadata_bytes: usize::try_from(settings.block_cache.0).unwrap_or(usize::MAX),
+        page_bytes: usize::try_from(settings.page_cache.0).unwrap_or(usize::MAX),
+        access_times: !settings.no_access_times,
+        ..OpenOptions::default()
+    };
+    let filesystem = Filesystem::open(disk.disk.clone(), &options)
+        .with_context(|| format!("cannot open the filesystem on {}", disk.description))?;
+    let tree = Arc::new(CountedTree::new(filesystem.clone()));
+    Ok(OpenedTree { disk, filesystem, tree })
 }
 
 /// Opens the disk.

@@ -6,6 +6,7 @@
 //! Writes that no flush covered may be lost, each for itself, in any order.
 
 mod counted;
+pub mod engine;
 pub mod nbd;
 
 use std::io;
