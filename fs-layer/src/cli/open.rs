@@ -1,7 +1,10 @@
 //! From flags to a disk, and from a disk to a tree.
 
+use std::fs::{File, OpenOptions as FileOptions, TryLockError};
 use std::path::Path;
 use std::sync::{Arc, Weak};
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -30,16 +33,17 @@ pub(super) struct OpenedDisk {
     /// For people.
     pub description: String,
     engine: Option<crate::disk::engine::Engine>,
+    /// Held to the end, so that the next fsd waits for us.
+    locks: Vec<Exclusive>,
 }
 
 impl OpenedDisk {
     /// Ends what keeps it going. Nobody may use the disk any more.
     pub(super) fn close(self) -> anyhow::Result<()> {
         drop(self.disk);
-        match self.engine {
-            Some(engine) => engine.stop(),
-            None => Ok(()),
-        }
+        let stopped = self.engine.map_or(Ok(()), crate::disk::engine::Engine::stop);
+        drop(self.locks);
+        stopped
     }
 }
 
@@ -115,8 +119,16 @@ pub(super) fn tree(place: &Place, access: Access, settings: &TreeSettings) -> an
 
 /// Opens the disk.
 pub(super) fn disk(place: &Place, access: Access) -> anyhow::Result<OpenedDisk> {
-    let (disk, description, engine): (Arc<dyn Disk>, String, _) = match place.find()? {
-        Where::File(path) => (Arc::new(file(&path, access)?), path.display().to_string(), None),
+    let place_found = place.find()?;
+    std::fs::create_dir_all(&place.data).with_context(|| format!("cannot make the data directory {}", place.data.display()))?;
+    // Two at once on one disk would destroy it. This cannot see another machine, which the server of the disk has to keep out.
+    let mut locks = vec![Exclusive::take(&place.data.join("fsd.lock"), true)?];
+    let (disk, description, engine): (Arc<dyn Disk>, String, _) = match place_found {
+        Where::File(path) => {
+            let disk = file(&path, access)?;
+            locks.push(Exclusive::take(&path, false)?);
+            (Arc::new(disk), path.display().to_string(), None)
+        }
         Where::Nbd(url) => {
             let options = NbdOptions { connections: place.nbd_connections.into(), ..NbdOptions::default() };
             (Arc::new(NbdDisk::connect(&url, options)?), url.to_string(), None)
@@ -133,7 +145,7 @@ pub(super) fn disk(place: &Place, access: Access) -> anyhow::Result<OpenedDisk> 
             (Arc::new(disk), format!("volume {} in {store}", place.volume), Some(engine))
         }
     };
-    Ok(OpenedDisk { disk: Arc::new(CountedDisk::new(disk)), description, engine })
+    Ok(OpenedDisk { disk: Arc::new(CountedDisk::new(disk)), description, engine, locks })
 }
 
 fn file(path: &Path, access: Access) -> anyhow::Result<FileDisk> {
@@ -145,6 +157,40 @@ fn file(path: &Path, access: Access) -> anyhow::Result<FileDisk> {
         }
         access => {
             FileDisk::open(path, access == Access::Read).with_context(|| format!("cannot open {}", path.display()))
+        }
+    }
+}
+
+/// How long an fsd that is ending may take to let go.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often that is looked for.
+const LOOK_PERIOD: Duration = Duration::from_millis(50);
+
+/// A file that nobody else has as long as this exists.
+struct Exclusive {
+    _file: File,
+}
+
+impl Exclusive {
+    fn take(path: &Path, make: bool) -> anyhow::Result<Exclusive> {
+        let what = || format!("cannot lock {}", path.display());
+        let file = FileOptions::new().read(true).write(make).create(make).truncate(false).open(path).with_context(what)?;
+        let start = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Exclusive { _file: file }),
+                Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => {
+                    if start.elapsed() < LOOK_PERIOD {
+                        tracing::warn!("another fsd has {}; waiting for it to end", path.display());
+                    }
+                    std::thread::sleep(LOOK_PERIOD);
+                }
+                Err(TryLockError::WouldBlock) => bail!(
+                    "another fsd has {}; stop it first, or choose another data directory with --data",
+                    path.display()
+                ),
+                Err(TryLockError::Error(error)) => return Err(error).with_context(what),
+            }
         }
     }
 }
