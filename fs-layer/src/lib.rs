@@ -7,4 +7,5 @@
 
 pub mod blocks;
 pub mod disk;
+pub mod export;
 pub mod vfs;
