@@ -6,5 +6,7 @@
 //! Layers point one way: export → vfs → (file | dir | inode) → (lock | journal) → layout → disk. [`blocks`] is what trees need of the journal.
 
 pub mod blocks;
+pub mod dir;
 pub mod disk;
+pub mod extent;
 pub mod vfs;

@@ -43,7 +43,13 @@ pub trait Vfs: Send + Sync {
     fn rmdir(&self, who: &Credentials, dir: Ino, name: &[u8]) -> Result<DirChange>;
 
     /// Renames, replacing what has the new name, in one step. Returns the changes of both directories.
-    fn rename(&self, who: &Credentials, from: (Ino, &[u8]), to: (Ino, &[u8]), how: Rename) -> Result<(DirChange, DirChange)>;
+    fn rename(
+        &self,
+        who: &Credentials,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        how: Rename,
+    ) -> Result<(DirChange, DirChange)>;
 
     /// Entries of a directory after `cookie` (0: from the beginning), without `.` and `..`, at most `max`. Cookies are above 2,
     /// and stay valid and in order whatever is made and removed meanwhile: an entry that stays is seen exactly once. Needs read

@@ -1,0 +1,1 @@
+//! How many addresses a file is given at a time.
