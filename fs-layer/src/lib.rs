@@ -5,8 +5,17 @@
 //!
 //! Layers point one way: export → vfs → (file | dir | inode) → (lock | journal) → layout → disk. [`blocks`] is what trees need of the journal.
 
+pub mod alloc;
 pub mod blocks;
 pub mod dir;
 pub mod disk;
 pub mod extent;
+pub mod file;
+pub mod inode;
+pub mod journal;
+pub mod layout;
+pub mod lock;
 pub mod vfs;
+
+pub use layout::{MkfsError, MkfsOptions, mkfs};
+pub use vfs::{Filesystem, OpenOptions};
