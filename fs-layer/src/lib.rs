@@ -9,4 +9,5 @@ pub mod blocks;
 pub mod dir;
 pub mod disk;
 pub mod extent;
+mod tree;
 pub mod vfs;
