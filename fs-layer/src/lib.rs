@@ -15,6 +15,7 @@ pub mod inode;
 pub mod journal;
 pub mod layout;
 pub mod lock;
+mod tree;
 pub mod vfs;
 
 pub use layout::{MkfsError, MkfsOptions, mkfs};

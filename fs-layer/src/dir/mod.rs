@@ -12,14 +12,29 @@
 //! An area always has the same length between [`init`], or [`refit`], and the next [`refit`]. Callers hold the directory's lock. What
 //! is damaged gives [`VfsError::Io`](crate::vfs::VfsError::Io) that names the block, or "the inode", whose number the caller knows.
 
+mod area;
+mod find;
+mod leaf;
+#[cfg(test)]
+mod tests;
+mod walk;
+
 use std::ops::ControlFlow;
+
+use area::{REACH_MAX, open, open_mut, verify_name};
+use leaf::{DirLeaf, LeafRef};
 
 use crate::blocks::{ReadBlocks, WriteBlocks};
 use crate::disk::BlockAddress;
-use crate::vfs::{Ino, Result};
+use crate::tree::{self, IN_INODE, InNode, Leaf, Root, Span, descend};
+use crate::vfs::{Ino, Result, VfsError};
 
 /// The least length of an area, in bytes.
 pub const AREA_MIN: usize = 512;
+/// The least key; those below are for `.` and `..`.
+const KEY_MIN: u64 = 3;
+/// Above the greatest key.
+const KEY_END: u64 = 1 << 63;
 
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +61,14 @@ pub struct Entry<'a> {
 /// # Panics
 /// If the area is shorter than [`AREA_MIN`] or longer than a block.
 pub fn init(area: &mut [u8], seed: u64) {
-    todo!()
+    area::init(area, seed);
 }
 
 /// What `name` stands for.
 pub fn lookup<B: ReadBlocks + ?Sized>(blocks: &B, area: &[u8], name: &[u8]) -> Result<Option<Target>> {
-    todo!()
+    verify_name(name)?;
+    let (header, root) = open(area)?;
+    Ok(find::lookup(blocks, header, root, name)?.map(|found| found.target))
 }
 
 /// Adds an entry and returns its key.
@@ -60,7 +77,44 @@ pub fn lookup<B: ReadBlocks + ?Sized>(blocks: &B, area: &[u8], name: &[u8]) -> R
 /// [`Exists`](crate::vfs::VfsError::Exists) if the name is there: nothing was changed then. After any other error the transaction must not be
 /// committed: the tree may be half changed.
 pub fn insert<B: WriteBlocks + ?Sized>(blocks: &mut B, area: &mut [u8], name: &[u8], target: Target) -> Result<u64> {
-    todo!()
+    verify_name(name)?;
+    let (header, root) = open_mut(area)?;
+    let find::Free { key, mut place } = match find::free(blocks, header, root, name)? {
+        Ok(free) => free,
+        Err(_) => return Err(VfsError::Exists),
+    };
+    let distance = key - header.home(name);
+    if distance > REACH_MAX {
+        return Err(VfsError::NoSpace);
+    }
+    loop {
+        let (path, index) = match place.take() {
+            Some(place) => place,
+            None => {
+                let (path, node) = descend::<DirLeaf, B>(blocks, root, key)?;
+                let leaf = LeafRef::open(&node).in_node::<DirLeaf>(path.leaf)?;
+                (path, leaf.find(key, path.span).in_node::<DirLeaf>(path.leaf)?.0)
+            }
+        };
+        let node = if path.leaf == IN_INODE {
+            tree::Node::Root(root)
+        } else {
+            tree::Node::Block(blocks.read(path.leaf, DirLeaf::KIND)?)
+        };
+        let leaf = LeafRef::open(&node).in_node::<DirLeaf>(path.leaf)?;
+        leaf.check(path.span).in_node::<DirLeaf>(path.leaf)?;
+        let room = leaf.has_room(name);
+        drop(node);
+        if !room {
+            tree::make_room::<DirLeaf, B>(blocks, &mut Root { node: root, blocks: &mut header.blocks }, &path)?;
+            continue;
+        }
+        let node = leaf_mut(blocks, root, path.leaf)?;
+        leaf::insert(node, index, key, name, target).in_node::<DirLeaf>(path.leaf)?;
+        header.entries = header.entries.get().saturating_add(1).into();
+        header.reach = header.reach.get().max(distance as u32).into();
+        return Ok(key);
+    }
 }
 
 /// Removes an entry and returns what it stood for.
@@ -68,7 +122,21 @@ pub fn insert<B: WriteBlocks + ?Sized>(blocks: &mut B, area: &mut [u8], name: &[
 /// # Errors
 /// [`NotFound`](crate::vfs::VfsError::NotFound) if there is none: nothing was changed then. Others as for [`insert`].
 pub fn remove<B: WriteBlocks + ?Sized>(blocks: &mut B, area: &mut [u8], name: &[u8]) -> Result<Target> {
-    todo!()
+    verify_name(name)?;
+    let (header, root) = open_mut(area)?;
+    let found = find::lookup(blocks, header, root, name)?.ok_or(VfsError::NotFound)?;
+    let at = found.path.leaf;
+    let node = leaf_mut(blocks, root, at)?;
+    LeafRef::open(node)
+        .and_then(|leaf| leaf.check(found.path.span))
+        .and_then(|()| leaf::remove(node, found.index))
+        .in_node::<DirLeaf>(at)?;
+    header.entries = header.entries.get().saturating_sub(1).into();
+    if header.entries.get() == 0 {
+        header.reach = 0.into();
+    }
+    tree::shrink::<DirLeaf, B>(blocks, &mut Root { node: root, blocks: &mut header.blocks }, &found.path)?;
+    Ok(found.target)
 }
 
 /// Lets an existing entry stand for another file and returns what it stood for. Its key stays.
@@ -81,7 +149,12 @@ pub fn replace<B: WriteBlocks + ?Sized>(
     name: &[u8],
     target: Target,
 ) -> Result<Target> {
-    todo!()
+    verify_name(name)?;
+    let (header, root) = open_mut(area)?;
+    let found = find::lookup(blocks, header, root, name)?.ok_or(VfsError::NotFound)?;
+    let node = leaf_mut(blocks, root, found.path.leaf)?;
+    leaf::replace(node, found.index, target).in_node::<DirLeaf>(found.path.leaf)?;
+    Ok(found.target)
 }
 
 /// Calls `each` with the entries after the cookie `after` (0: all), in the order of their cookies, until it breaks. Returns whether the
@@ -92,12 +165,29 @@ pub fn list<B: ReadBlocks + ?Sized>(
     after: u64,
     mut each: impl FnMut(Entry<'_>) -> ControlFlow<()>,
 ) -> Result<bool> {
-    todo!()
+    let (_, root) = open(area)?;
+    let mut cursor = after.saturating_add(1);
+    while cursor < KEY_END {
+        let (path, node) = descend::<DirLeaf, B>(blocks, root, cursor)?;
+        let at = path.leaf;
+        let leaf = LeafRef::open(&node).in_node::<DirLeaf>(at)?;
+        leaf.check(path.span).in_node::<DirLeaf>(at)?;
+        for index in leaf.find(cursor, path.span).in_node::<DirLeaf>(at)?.0..leaf.len() {
+            if each(leaf.entry(index).in_node::<DirLeaf>(at)?).is_break() {
+                return Ok(false);
+            }
+        }
+        cursor = path.span.high;
+        if cursor == Span::ALL.high {
+            break;
+        }
+    }
+    Ok(true)
 }
 
 /// How many entries there are.
 pub fn count(area: &[u8]) -> Result<u64> {
-    todo!()
+    Ok(open(area)?.0.entries.get())
 }
 
 /// Whether there is none. An empty directory has no blocks.
@@ -107,12 +197,16 @@ pub fn is_empty(area: &[u8]) -> Result<bool> {
 
 /// How many blocks the tree has, the inode's not counted.
 pub fn block_count(area: &[u8]) -> Result<u64> {
-    todo!()
+    Ok(open(area)?.0.blocks.get())
 }
 
 /// Moves a directory from an area to one of another length (inline attributes came or went).
 pub fn refit<B: WriteBlocks + ?Sized>(blocks: &mut B, from: &[u8], to: &mut [u8]) -> Result<()> {
-    todo!()
+    let (header, root) = open(from)?;
+    area::init(to, 0);
+    let (to_header, to_root) = open_mut(to)?;
+    *to_header = *header;
+    tree::refit::<DirLeaf, B>(blocks, root, &mut Root { node: to_root, blocks: &mut to_header.blocks })
 }
 
 /// What [`walk`] meets.
@@ -127,5 +221,14 @@ pub trait Visit {
 
 /// Visits everything in a directory and verifies it: order, hashes, lengths, the counts in the area.
 pub fn walk<B: ReadBlocks + ?Sized>(blocks: &B, area: &[u8], visit: &mut dyn Visit) {
-    todo!()
+    walk::walk(blocks, area, visit);
+}
+
+/// A leaf to be changed, here or in its block.
+fn leaf_mut<'a, B: WriteBlocks + ?Sized>(
+    blocks: &'a mut B,
+    root: &'a mut [u8],
+    at: BlockAddress,
+) -> Result<&'a mut [u8]> {
+    Ok(if at == IN_INODE { root } else { blocks.modify(at, DirLeaf::KIND)?.as_mut_slice() })
 }

@@ -135,7 +135,9 @@ impl PageCache {
 
     /// The first dirty page at or after `from`.
     pub fn next_dirty(&self, ino: Ino, from: u64) -> Option<u64> {
-        lock(&self.file(ino)?).dirty.range(from..).next().copied()
+        let file = self.file(ino)?;
+        let file = lock(&file);
+        file.dirty.range(from..).next().copied()
     }
 
     /// Says that pages were written to the disk, and which flush makes that durable.

@@ -81,7 +81,7 @@ pub fn save_xattrs(tx: &mut Tx<'_>, inode: &mut Inode, all: &[Xattr]) -> Result<
         body.xattr_len = U16::new(bytes.len() as u16);
         return Ok(());
     }
-    let (mut next, mut count) = (0, 0);
+    let (mut next, mut count) = (0u64, 0u64);
     for chunk in bytes.chunks(BODY_BYTES - CHAIN_HEAD).rev() {
         let at = tx.make(BlockKind::Xattrs)?;
         let body = tx.modify(at, BlockKind::Xattrs)?;

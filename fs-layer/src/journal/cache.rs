@@ -106,11 +106,6 @@ impl BlockCache {
         }
     }
 
-    /// The version of the block as it is now; 0 if it is not there.
-    pub(super) fn version(&self, at: BlockAddress) -> u64 {
-        self.shard(at).entries.get(&at).and_then(|entry| entry.image.as_ref()).map_or(0, |image| image.version)
-    }
-
     /// Shows and pins what was published in transaction `sequence`.
     pub(super) fn put(&self, at: BlockAddress, image: Option<Image>, sequence: u64) {
         let mut shard = self.shard(at);

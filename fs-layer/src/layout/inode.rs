@@ -104,7 +104,7 @@ pub struct InodeBody {
     pub changed: TimeField,
     /// When it was made.
     pub made: TimeField,
-    reserved: [u8; HEAD_BYTES - 144],
+    reserved: [u8; HEAD_BYTES - 136],
     /// See [`Content`].
     pub content: [u8; CONTENT_BYTES],
     /// Extended attributes, as `inode::xattrs` has them.
