@@ -105,7 +105,9 @@ pub(super) fn run(args: ServeArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         background.ready(&log).with_context(|| format!("cannot log to {}", log.display()))?;
     }
     let (stop, stopped) = mpsc::channel();
-    running::on_signal(signals, move || drop(stop.send(())))?;
+    running::on_signal(signals, move || {
+        let _ = stop.send(());
+    })?;
     // A sender that is gone means the same.
     let _ = stopped.recv();
     nfs.stop();

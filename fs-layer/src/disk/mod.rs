@@ -7,11 +7,15 @@
 
 mod counted;
 pub mod engine;
+mod file;
+mod memory;
 pub mod nbd;
 
 use std::io;
 
 pub use counted::{CountedDisk, DiskCounts};
+pub use file::FileDisk;
+pub use memory::MemoryDisk;
 
 /// Bytes of a block, the unit of all addresses of the filesystem.
 pub const BLOCK_BYTES: usize = 4096;

@@ -9,10 +9,12 @@
 //! returned; before, a crash may take it back, in order: of two changes to names and attributes the later one never survives alone.
 
 mod error;
+mod fs;
 pub mod memory;
 mod types;
 
 pub use error::{Result, VfsError};
+pub use fs::{Filesystem, OpenOptions};
 pub use types::*;
 
 /// A POSIX tree. See the module for what must hold.
