@@ -13,7 +13,7 @@ utimensat = {}
 
 [settings]
 naptime = 0.01
-allow_remount = false
+allow_remount = true
 expected_failures = [
 $expected
 ]

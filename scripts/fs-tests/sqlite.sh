@@ -8,11 +8,14 @@ fs_make
 fs_mount
 cat >"$work/writer.py" <<'PYTHON'
 import sqlite3, sys
+sys.excepthook = lambda kind, error, trace: (sys.__excepthook__(kind, error, trace), print(getattr(error, "sqlite_errorname", "")))
 path, name, count, mode = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 database = sqlite3.connect(path, timeout=120, isolation_level=None)
-database.execute(f"pragma journal_mode={mode}")
 database.execute("pragma synchronous=full")
-database.execute("create table if not exists entries (writer text, number integer, filler blob)")
+if name == "setup":
+    # Going over to a write-ahead log does not wait for others, so it is done before there are any.
+    database.execute(f"pragma journal_mode={mode}")
+    database.execute("create table entries (writer text, number integer, filler blob)")
 for number in range(count):
     database.execute("begin immediate")
     (total,) = database.execute("select count(*) from entries").fetchone()
@@ -20,6 +23,7 @@ for number in range(count):
     database.execute("commit")
 PYTHON
 for mode in delete wal; do
+    python3 "$work/writer.py" "$mnt/$mode.db" setup 0 $mode
     python3 "$work/writer.py" "$mnt/$mode.db" first "$transactions" $mode &
     first=$!
     python3 "$work/writer.py" "$mnt/$mode.db" second "$transactions" $mode

@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 
+#[cfg(not(feature = "engine"))]
 use super::nbd::NbdDisk;
 
 /// Bytes of a volume that is made for a filesystem: 1 EiB.

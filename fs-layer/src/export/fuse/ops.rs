@@ -444,8 +444,9 @@ impl Filesystem for FuseTree {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.tree.release(Ino(ino.0));
+        // Nobody waits for this but the kernel, which keeps the file's number busy until it is answered.
         reply.ok();
+        self.tree.release(Ino(ino.0));
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
@@ -475,8 +476,9 @@ impl Filesystem for FuseTree {
     }
 
     fn releasedir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.tree.release(Ino(ino.0));
+        // Nobody waits for this but the kernel, which keeps the file's number busy until it is answered.
         reply.ok();
+        self.tree.release(Ino(ino.0));
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
