@@ -13,6 +13,7 @@ for flen in 8192 262144 16777216; do
     cat >"$work/fsx.toml" <<TOML
 flen = $flen
 [opsize]
+min = 1
 max = $((flen / 4 > 262144 ? 262144 : flen / 4))
 [weights]
 close_open = 1
