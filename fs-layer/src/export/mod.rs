@@ -3,4 +3,5 @@
 //! No rule of POSIX is decided here; an export translates, checks what its protocol lets the filesystem not check (permission at open),
 //! and keeps what its clients hold.
 
+pub mod nfs3;
 pub mod nfs4;

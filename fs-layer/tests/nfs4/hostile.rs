@@ -11,7 +11,12 @@ use crate::client::{Client, Ops, ROOT_USER, World};
 /// Compounds that do something, to be damaged.
 fn sound(handle: &[u8]) -> Vec<Ops> {
     vec![
-        Ops::root().create(b"owner", b"file").write(CURRENT, 5, 2, b"some data").read(CURRENT, 0, 100).commit().close(CURRENT),
+        Ops::root()
+            .create(b"owner", b"file")
+            .write(CURRENT, 5, 2, b"some data")
+            .read(CURRENT, 0, 100)
+            .commit()
+            .close(CURRENT),
         Ops::root().readdir(0, 4096, &[0, 1, 3, 4, 8, 19, 36, 47, 55, 75, 82]),
         Ops::root().mkdir(b"dir").getattr(&[1, 3, 33]).lookup(b"x"),
         Ops::at(handle).lock_new(CURRENT, b"locker", 2, 0, 10, false).seek(CURRENT, 0, 1),

@@ -111,8 +111,7 @@ fn a_changed_directory_says_so_once() {
     let commits = world.vfs.commits();
     let mut reply = client.go(Ops::root().mkdir(b"a").add(op::PUTROOTFH, |_| ()).mkdir(b"b"));
     assert_eq!(world.vfs.commits(), commits + 1, "one commit for the compound");
-    let (atomic, before, after) =
-        reply.ok(op::PUTROOTFH).ok(op::CREATE).take(|r| Ok((r.bool()?, r.u64()?, r.u64()?)));
+    let (atomic, before, after) = reply.ok(op::PUTROOTFH).ok(op::CREATE).take(|r| Ok((r.bool()?, r.u64()?, r.u64()?)));
     assert!(atomic && before < after);
     reply.take(Bitmap::read);
     assert_eq!(reply.ok(op::PUTROOTFH).ok(op::CREATE).take(|r| Ok((r.bool()?, r.u64()?))), (true, after));

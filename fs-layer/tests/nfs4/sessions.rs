@@ -228,7 +228,14 @@ fn sessions_and_clients_end() {
     client.create(b"owner", b"file");
     let session = client.session;
     let destroy = Ops::default().add(op::DESTROY_SESSION, |w| w.fixed(&session));
-    let early = Ops { count: 2, w: { let mut w = destroy.w.clone(); w.u32(op::PUTROOTFH); w } };
+    let early = Ops {
+        count: 2,
+        w: {
+            let mut w = destroy.w.clone();
+            w.u32(op::PUTROOTFH);
+            w
+        },
+    };
     assert_eq!(client.run(early).error(), Some(Nfs4Error::NotOnlyOp));
     assert_eq!(client.bare(&destroy).error(), None);
     assert_eq!(client.bare(&destroy).error(), Some(Nfs4Error::BadSession));

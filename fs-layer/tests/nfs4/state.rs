@@ -218,8 +218,7 @@ fn locks_conflict_and_are_given_up() {
     let held = reply.ok(op::PUTFH).ok(op::LOCK).stateid();
     let mut reply = two.go(lock(open_two, 1, 0, u64::MAX));
     reply.ok(op::PUTFH).fails(op::LOCK, Nfs4Error::Denied);
-    let conflict =
-        reply.take(|r| Ok((r.u64()?, r.u64()?, r.u32()?, r.u64()?, r.opaque(100)?.to_vec())));
+    let conflict = reply.take(|r| Ok((r.u64()?, r.u64()?, r.u32()?, r.u64()?, r.opaque(100)?.to_vec())));
     assert_eq!(conflict, (10, 10, 2, one.id, b"locker".to_vec()));
     two.status(lock(open_two, 2, 0, 10)).unwrap();
     two.status(lock(open_two, 2, 20, u64::MAX)).unwrap();
@@ -438,13 +437,17 @@ fn extended_attributes_are_kept() {
     client.status(set(b"b", 0)).unwrap();
     assert_eq!(client.go(named(op::GETXATTR, b"b")).ok(op::PUTFH).ok(op::GETXATTR).handle(), b"value");
     assert_eq!(client.status(list(0, 16)), Err(Nfs4Error::TooSmall));
-    let page = client.go(list(0, 24)).ok(op::PUTFH).ok(op::LISTXATTRS).take(|r| {
-        Ok((r.u64()?, r.u32()?, r.opaque(100)?.to_vec(), r.bool()?))
-    });
+    let page = client
+        .go(list(0, 24))
+        .ok(op::PUTFH)
+        .ok(op::LISTXATTRS)
+        .take(|r| Ok((r.u64()?, r.u32()?, r.opaque(100)?.to_vec(), r.bool()?)));
     assert_eq!(page, (1, 1, b"a".to_vec(), false));
-    let page = client.go(list(1, 100)).ok(op::PUTFH).ok(op::LISTXATTRS).take(|r| {
-        Ok((r.u64()?, r.u32()?, r.opaque(100)?.to_vec(), r.bool()?))
-    });
+    let page = client
+        .go(list(1, 100))
+        .ok(op::PUTFH)
+        .ok(op::LISTXATTRS)
+        .take(|r| Ok((r.u64()?, r.u32()?, r.opaque(100)?.to_vec(), r.bool()?)));
     assert_eq!(page, (2, 1, b"b".to_vec(), true));
     client.status(named(op::REMOVEXATTR, b"a")).unwrap();
     assert_eq!(client.status(named(op::GETXATTR, b"a")), Err(Nfs4Error::NoXattr));

@@ -6,8 +6,8 @@ use crate::export::nfs4::compound::Compound;
 use crate::export::nfs4::state::lock::{Conflict, Locked, Locker, Range};
 use crate::export::nfs4::state::stateid::Stateid;
 use crate::export::nfs4::status::{Nfs4Error, Status};
-use crate::export::nfs4::xdr::{Reader, Writer};
 use crate::export::nfs4::waiting::Waiter;
+use crate::export::nfs4::xdr::{Reader, Writer};
 
 const OWNER_MAX: usize = 1024;
 /// Most state identifiers that one TEST_STATEID asks for.
@@ -75,7 +75,11 @@ pub fn lock(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<
             if waits {
                 if let Some(place) = &c.place {
                     let handle = c.shared.handles.make(ino);
-                    c.shared.waiting.add(&*c.shared.vfs, ino, Waiter { session: Arc::downgrade(&place.session), handle, client, owner: name });
+                    c.shared.waiting.add(
+                        &*c.shared.vfs,
+                        ino,
+                        Waiter { session: Arc::downgrade(&place.session), handle, client, owner: name },
+                    );
                 }
             }
             write_conflict(w, &conflict);
