@@ -4,4 +4,5 @@
 //! and keeps what its clients hold.
 
 pub mod fuse;
+pub mod nfs3;
 pub mod nfs4;

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use super::compound;
 use super::rpc::{self, Answer, Caller, LAST_FRAGMENT, Message};
 use super::server::Shared;
+use crate::export::nfs3::{self, Outcome, mount};
 
 /// Requests of a connection under way at a time.
 const RUNNING_MAX: usize = 64;
@@ -185,29 +186,59 @@ pub fn answer(shared: &Arc<Shared>, connection: &Arc<Connection>, record: &[u8])
         }
         Err(_) => return None,
     };
-    let answer = if !call.is_rpc_2() {
-        Answer::OtherRpc
-    } else if call.program != rpc::NFS_PROGRAM {
-        Answer::NoProgram
-    } else if call.version != 4 {
-        Answer::OtherVersions(4, 4)
-    } else {
-        match call.procedure {
+    let answer = match (call.program, call.version) {
+        _ if !call.is_rpc_2() => Answer::OtherRpc,
+        (rpc::NFS_PROGRAM, 4) => match call.procedure {
             0 => Answer::Success,
-            1 if call.caller == Caller::Unknown => Answer::BadCredentials,
-            1 if !shared.options.export.allows(connection.peer) => Answer::TooWeak,
-            1 => match compound::run(shared, connection, &call) {
-                Some(results) => {
-                    let mut w = rpc::reply(call.xid, Answer::Success);
-                    w.raw(&results);
-                    return Some(w.into_bytes());
-                }
-                None => Answer::Garbage,
+            1 => match admit(shared, connection, &call) {
+                Some(refused) => refused,
+                None => match compound::run(shared, connection, &call) {
+                    Some(results) => return Some(success(call.xid, &results)),
+                    None => Answer::Garbage,
+                },
             },
             _ => Answer::NoProcedure,
+        },
+        (rpc::NFS_PROGRAM, 3) if shared.options.version_3 => match admit(shared, connection, &call) {
+            Some(refused) if call.procedure != 0 => refused,
+            _ => return outcome(call.xid, nfs3::run(shared, connection.peer, &call)),
+        },
+        (mount::PROGRAM, 3) if shared.options.version_3 => {
+            let allowed = shared.options.export.allows(connection.peer);
+            return outcome(call.xid, mount::run(shared, allowed, &call));
         }
+        (rpc::NFS_PROGRAM, _) => Answer::OtherVersions(if shared.options.version_3 { 3 } else { 4 }, 4),
+        (mount::PROGRAM, _) if shared.options.version_3 => Answer::OtherVersions(3, 3),
+        _ => Answer::NoProgram,
     };
     Some(rpc::reply(call.xid, answer).into_bytes())
+}
+
+/// Why a call is refused before it is looked at.
+fn admit(shared: &Shared, connection: &Connection, call: &rpc::Call<'_>) -> Option<Answer> {
+    if call.caller == Caller::Unknown {
+        Some(Answer::BadCredentials)
+    } else if !shared.options.export.allows(connection.peer) {
+        Some(Answer::TooWeak)
+    } else {
+        None
+    }
+}
+
+fn success(xid: u32, results: &[u8]) -> Vec<u8> {
+    let mut w = rpc::reply(xid, Answer::Success);
+    w.raw(results);
+    w.into_bytes()
+}
+
+fn outcome(xid: u32, outcome: Outcome) -> Option<Vec<u8>> {
+    let answer = match outcome {
+        Outcome::Results(results) => return Some(success(xid, &results)),
+        Outcome::NoProcedure => Answer::NoProcedure,
+        Outcome::Garbage => Answer::Garbage,
+        Outcome::Silence => return None,
+    };
+    Some(rpc::reply(xid, answer).into_bytes())
 }
 
 /// A connection that leads nowhere, for tests.

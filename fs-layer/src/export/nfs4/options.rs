@@ -112,6 +112,8 @@ pub struct NfsOptions {
     pub transfer_max: u32,
     /// Requests of one session at a time.
     pub slots: u32,
+    /// Whether version 3 and its mount protocol are served on the same port.
+    pub version_3: bool,
     /// Whether clients are told that open files outlive their names, also over a restart of the server, so that they need
     /// not rename what they remove.
     pub preserve_unlinked: bool,
@@ -127,6 +129,7 @@ impl NfsOptions {
             records,
             transfer_max: 1 << 20,
             slots: 64,
+            version_3: true,
             preserve_unlinked: true,
         }
     }

@@ -14,6 +14,8 @@ use super::handle::Handles;
 use super::options::NfsOptions;
 use super::records::Start;
 use super::state::Table;
+use super::waiting::Waiting;
+use crate::export::nfs3::replies::Replies;
 use crate::vfs::Vfs;
 
 /// Clients that hold something keep it for this many leases of silence, unless it is in somebody's way.
@@ -33,6 +35,10 @@ pub struct Shared {
     pub start: Start,
     /// Names the filesystem for ever.
     pub fs_id: [u8; 16],
+    /// What was answered to requests of version 3.
+    pub replies: Replies,
+    /// Who wants to know when a lock is free.
+    pub waiting: Arc<Waiting>,
     table: Mutex<Table>,
 }
 
@@ -55,7 +61,16 @@ impl Shared {
             options.grace,
         );
         let handles = Handles::new(start.handle_key, fs_id);
-        Ok(Shared { vfs, options, handles, start, fs_id, table: Mutex::new(table) })
+        Ok(Shared {
+            vfs,
+            options,
+            handles,
+            start,
+            fs_id,
+            replies: Replies::default(),
+            waiting: Arc::default(),
+            table: Mutex::new(table),
+        })
     }
 
     /// What clients hold.

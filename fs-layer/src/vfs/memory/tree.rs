@@ -632,9 +632,11 @@ impl Tree {
         }
         let mut at = 0;
         while at < len {
-            let part = (len - at).min(1 << 20);
-            let hole =
-                self.node(from.0)?.contents.seek(from.1 + at, true).is_none_or(|data| data >= from.1 + at + part);
+            let contents = &self.node(from.0)?.contents;
+            let data_at = contents.seek(from.1 + at, true).unwrap_or(u64::MAX);
+            let hole = data_at > from.1 + at;
+            let until = if hole { data_at } else { contents.seek(from.1 + at, false).unwrap_or(size) };
+            let part = (len - at).min(until - (from.1 + at)).min(1 << 20);
             if hole {
                 let target = self.node_mut(to.0)?;
                 target.regular()?;

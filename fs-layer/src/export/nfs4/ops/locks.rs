@@ -1,12 +1,13 @@
 //! Byte-range locks, and what clients ask of state identifiers.
 
-use crate::export::nfs4::callback;
+use std::sync::Arc;
+
 use crate::export::nfs4::compound::Compound;
 use crate::export::nfs4::state::lock::{Conflict, Locked, Locker, Range};
 use crate::export::nfs4::state::stateid::Stateid;
 use crate::export::nfs4::status::{Nfs4Error, Status};
+use crate::export::nfs4::waiting::Waiter;
 use crate::export::nfs4::xdr::{Reader, Writer};
-use crate::vfs::Ino;
 
 const OWNER_MAX: usize = 1024;
 /// Most state identifiers that one TEST_STATEID asks for.
@@ -72,25 +73,20 @@ pub fn lock(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<
         Locked::No(_) if reclaim => Err(Nfs4Error::ReclaimConflict),
         Locked::No(conflict) => {
             if waits {
-                notify_when_free(c, ino, client, name);
+                if let Some(place) = &c.place {
+                    let handle = c.shared.handles.make(ino);
+                    c.shared.waiting.add(
+                        &*c.shared.vfs,
+                        ino,
+                        Waiter { session: Arc::downgrade(&place.session), handle, client, owner: name },
+                    );
+                }
             }
             write_conflict(w, &conflict);
             c.error_body = true;
             Err(Nfs4Error::Denied)
         }
     }
-}
-
-/// Lets the client be told when it is worth asking again (section 20.11). It asks by itself too, more seldom.
-fn notify_when_free(c: &Compound<'_>, ino: Ino, client: u64, owner: Vec<u8>) {
-    let Some(place) = &c.place else { return };
-    let (session, handle) = (std::sync::Arc::downgrade(&place.session), c.shared.handles.make(ino));
-    let then = Box::new(move || {
-        if let Some(session) = session.upgrade() {
-            callback::notify_lock(&session, &handle, client, &owner);
-        }
-    });
-    c.shared.vfs.wait_for_unlock(ino, then);
 }
 
 pub fn lockt(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<()> {

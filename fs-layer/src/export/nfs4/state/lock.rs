@@ -45,7 +45,7 @@ impl Range {
         let last = match length {
             0 => return Err(Nfs4Error::Inval),
             u64::MAX => u64::MAX,
-            _ => offset.checked_add(length - 1).ok_or(Nfs4Error::Inval)?,
+            _ => offset.checked_add(length).ok_or(Nfs4Error::Inval)? - 1,
         };
         Ok(Range { start: offset, last, exclusive })
     }
