@@ -13,7 +13,7 @@ utimensat = {}
 
 [settings]
 naptime = 0.01
-allow_remount = true
+allow_remount = REMOUNT
 expected_failures = [
 $expected
 ]
@@ -28,10 +28,17 @@ TOML
 fs_make
 fs_mount
 mkdir "$work/second"
-"$pjdfstest" -c "$work/pjdfstest.toml" -p "$mnt" -s "$work/second" "$@" >"$work/out" 2>&1 || {
-    grep -v ' success$\| skipped' "$work/out" | tail -80
-    exit 1
+# Tests on a read-only remount go by themselves: others leave files open for writing until the whole program ends, and such a
+# filesystem cannot be remounted.
+run() {
+    sed "s/REMOUNT/$1/" "$work/pjdfstest.toml" >"$work/now.toml"
+    "$pjdfstest" -c "$work/now.toml" -p "$mnt" -s "$work/second" "${@:2}" >"$work/out" 2>&1 || {
+        grep -A3 FAILED "$work/out" || tail -20 "$work/out"
+        exit 1
+    }
+    grep Summary "$work/out"
 }
-tail -3 "$work/out"
+run false "$@"
+run true erofs
 fs_umount
 fs_check
