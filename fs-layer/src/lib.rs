@@ -7,6 +7,7 @@
 
 pub mod alloc;
 pub mod blocks;
+pub mod check;
 pub mod dir;
 pub mod disk;
 pub mod extent;
