@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod alloc;
 pub mod blocks;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod dir;

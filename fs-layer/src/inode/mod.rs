@@ -7,7 +7,7 @@ mod xattrs;
 use std::ops::Deref;
 use std::sync::Arc;
 
-pub use xattrs::{Xattr, free_xattrs, load_xattrs, save_xattrs};
+pub use xattrs::{Xattr, chain as xattr_blocks, free_xattrs, load_xattrs, save_xattrs};
 use zerocopy::FromZeros;
 
 use crate::blocks::{BODY_BYTES, BlockKind, Body};
@@ -38,6 +38,11 @@ impl Inode {
             return Err(VfsError::Io(format!("inode {} (block {at}) is damaged: {problem}; run `fsd check`", ino.0)));
         }
         Ok(Inode { ino, at, body })
+    }
+
+    /// One whose block was read already.
+    pub fn of(ino: Ino, at: BlockAddress, body: &Body) -> Inode {
+        Inode { ino, at, body: Arc::new(*body) }
     }
 
     /// A new one, all zeros.

@@ -46,8 +46,8 @@ pub fn load_xattrs(blocks: &dyn ReadBlocks, inode: &Inode) -> Result<Vec<Xattr>>
     Ok(all)
 }
 
-/// The blocks of the chain.
-fn chain(blocks: &dyn ReadBlocks, inode: &Inode) -> Result<Vec<u64>> {
+/// The blocks that hold attributes.
+pub fn chain(blocks: &dyn ReadBlocks, inode: &Inode) -> Result<Vec<u64>> {
     let (mut all, mut at) = (Vec::new(), inode.xattr_block.get());
     while at != 0 {
         all.push(at);

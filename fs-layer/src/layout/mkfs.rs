@@ -20,7 +20,7 @@ pub struct MkfsOptions {
     pub label: String,
     /// Names it for ever; made up if `None`.
     pub uuid: Option<[u8; 16]>,
-    /// Blocks of each of the 64 journals; at least 512. The default is 64 MiB.
+    /// Blocks of each of the 64 journals; at least 128. The default is 64 MiB.
     pub journal_blocks: u64,
     /// Whether what is on the disk is given up.
     pub force: bool,
@@ -59,7 +59,7 @@ pub enum MkfsError {
     #[error("the disk of {0} blocks is too small for journals of {1} blocks: make it larger, or the journals smaller")]
     TooSmall(u64, u64),
     /// Journals too small.
-    #[error("a journal of {0} blocks is too small: at least 512")]
+    #[error("a journal of {0} blocks is too small: at least 128")]
     Journal(u64),
     /// The disk failed.
     #[error("the disk failed: {0}")]
@@ -71,7 +71,7 @@ pub enum MkfsError {
 /// # Errors
 /// See [`MkfsError`].
 pub fn mkfs(disk: &dyn Disk, options: &MkfsOptions) -> Result<(), MkfsError> {
-    if options.journal_blocks < 512 {
+    if options.journal_blocks < 128 {
         return Err(MkfsError::Journal(options.journal_blocks));
     }
     let uuid = options.uuid.unwrap_or_else(|| uuid::Uuid::new_v4().into_bytes());

@@ -14,7 +14,8 @@ pub mod memory;
 mod types;
 
 pub use error::{Result, VfsError};
-pub use fs::{Filesystem, OpenOptions};
+pub(crate) use fs::kind_code;
+pub use fs::{Filesystem, FilesystemStatus, OpenOptions};
 pub use types::*;
 
 /// A POSIX tree. See the module for what must hold.

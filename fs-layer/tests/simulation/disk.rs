@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use fs_layer::disk::{BLOCK_BYTES, BlockAddress, Disk};
+use fs_layer::disk::{BLOCK_BYTES, BlockAddress, Disk, MemoryDisk};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -20,7 +20,6 @@ struct State {
     /// One operation in so many fails.
     fails: Option<u32>,
     down: bool,
-    operations: u64,
 }
 
 pub struct CrashDisk {
@@ -47,8 +46,20 @@ impl CrashDisk {
         self.lock().down
     }
 
-    pub fn operations(&self) -> u64 {
-        self.lock().operations
+    /// A disk that holds what this one shows now.
+    pub fn copy(&self) -> MemoryDisk {
+        let state = self.lock();
+        let copy = MemoryDisk::new(self.blocks());
+        for (at, block) in &state.durable {
+            copy.write(*at, &block[..]).expect("it is in memory");
+        }
+        for (at, versions) in &state.pending {
+            match versions.last() {
+                Some(Some(block)) => copy.write(*at, &block[..]).expect("it is in memory"),
+                _ => copy.discard(*at, 1).expect("it is in memory"),
+            }
+        }
+        copy
     }
 
     /// The power comes back: what is found then is what survived.
@@ -98,7 +109,6 @@ impl CrashDisk {
         if state.down {
             return Err(io::Error::other("the power is gone"));
         }
-        state.operations += 1;
         if let Some(left) = &mut state.left {
             if *left == 0 {
                 state.down = true;

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use disk::CrashDisk;
+use fs_layer::check::{CheckOptions, check};
 use fs_layer::disk::Disk;
 use fs_layer::vfs::*;
 use fs_layer::{Filesystem, MkfsOptions, OpenOptions, mkfs};
@@ -50,7 +51,7 @@ fn is_io<T>(result: &Result<T>) -> bool {
 impl Simulation {
     fn new(seed: u64) -> Simulation {
         let disk = Arc::new(CrashDisk::new(seed ^ 0xd15c));
-        mkfs(&*disk, &MkfsOptions { journal_blocks: 512, ..MkfsOptions::default() }).expect("mkfs");
+        mkfs(&*disk, &MkfsOptions { journal_blocks: 128, ..MkfsOptions::default() }).expect("mkfs");
         let mut simulation = Simulation {
             seed,
             random: SmallRng::seed_from_u64(seed),
@@ -83,7 +84,7 @@ impl Simulation {
     }
 
     fn fail(&self, why: &str) -> ! {
-        for line in self.log.iter().rev().take(60).rev() {
+        for line in self.log.iter().rev().take(400).rev() {
             eprintln!("  {line}");
         }
         panic!("seed {}: {why}", self.seed)
@@ -507,7 +508,17 @@ impl Simulation {
     }
 
     /// The offline check finds nothing, on what is on the disk.
-    fn check(&self) {}
+    fn check(&self) {
+        let copy = self.disk.copy();
+        let found = check(&copy, CheckOptions::default(), &mut |_| ()).expect("it can be checked");
+        assert!(found.is_clean(), "seed {}, as found: {:#?}", self.seed, found.problems);
+        let copy: Arc<dyn Disk> = Arc::new(copy);
+        let options = OpenOptions { commit_every: None, metadata_bytes: 1 << 20, page_bytes: 1 << 20, ..OpenOptions::default() };
+        Filesystem::open(copy.clone(), &options).expect("open").close().expect("close");
+        let found = check(&*copy, CheckOptions::default(), &mut |_| ()).expect("it can be checked");
+        assert!(found.is_clean(), "seed {}, closed: {:#?}", self.seed, found.problems);
+        assert_eq!((found.orphans, found.replayed.map(|replayed| replayed.next_sequence > 0)), (0, Some(true)));
+    }
 }
 
 fn run(seed: u64) {
