@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use fs_layer::export::nfs4::state::Let;
 use fs_layer::export::nfs4::{DirectoryRecords, NfsOptions, Server};
 use fs_layer::vfs::memory::MemoryVfs;
 use fs_layer::vfs::{Credentials, ROOT, SetAttributes, Vfs};
@@ -30,6 +31,8 @@ async fn main() -> anyhow::Result<()> {
     let records = Arc::new(DirectoryRecords::open(state.as_ref())?);
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut listen = listen;
+    // Of the server before, for the clients of the one that runs.
+    let mut held = Let::default();
     loop {
         let listener = TcpListener::bind(&listen).await.with_context(|| format!("cannot listen on {listen}"))?;
         let mut options = NfsOptions::new(records.clone());
@@ -40,7 +43,8 @@ async fn main() -> anyhow::Result<()> {
         listen = server.address().to_string();
         println!("ready {listen}");
         let line = lines.next_line().await?;
-        server.stop().await;
+        let before = std::mem::replace(&mut held, server.stop().await);
+        before.go(&*vfs);
         if line.is_none() {
             return Ok(());
         }

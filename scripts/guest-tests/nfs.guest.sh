@@ -153,6 +153,7 @@ after" ] || fail "contents of a file that was held: $(cat /mnt/n/held)"
 cmp /tmp/random /mnt/n/writing || fail "contents written over a restart"
 mount -t nfs4 -o "$(options 4.2),nosharecache" 10.0.2.2:/ /mnt/m
 if flock -x -n /mnt/m/held true; then fail "the lock was lost"; fi
+[ "$(cat /proc/self/fd/8)" = removed ] || fail "a removed file that was open over the restart"
 exec 7>&- 8>&-
 unmount /mnt/m
 
@@ -165,5 +166,35 @@ for i in $(seq 50); do echo $i >/mnt/n/t-$i; mv /mnt/n/t-$i /mnt/n/u-$i; done
 rm /mnt/n/*
 unmount /mnt/n
 
-if dmesg | grep -iE 'nfs.*(error|bad|unexpected)|BUG|WARNING:'; then fail "the kernel complains"; fi
+say "version 3"
+mount -t nfs -o "vers=3,port=$NFS_PORT,mountport=$NFS_PORT,mountproto=tcp,proto=tcp,nolock" 10.0.2.2:/ /mnt/n
+df /mnt/n | tail -n 1
+mkdir /mnt/n/dir
+[ "$(ls -a /mnt/n/dir | tr '\n' ' ')" = ". .. " ] || fail "an empty directory: $(ls -a /mnt/n/dir)"
+cp /tmp/random /mnt/n/dir/random
+(set -o noclobber; echo x >/mnt/n/dir/exclusive) || fail "O_EXCL"
+ln /mnt/n/dir/random /mnt/n/dir/link
+ln -s random /mnt/n/dir/symlink
+mknod /mnt/n/dir/null c 1 3
+mkfifo /mnt/n/dir/fifo
+chown 1000:1000 /mnt/n/dir/random
+chmod 0600 /mnt/n/dir/random
+echo 3 >/proc/sys/vm/drop_caches
+cmp /tmp/random /mnt/n/dir/symlink || fail "contents"
+[ "$(stat -c %a:%u:%h /mnt/n/dir/link)" = 600:1000:2 ] || fail "attributes"
+setpriv --reuid 1000 --regid 1000 --clear-groups cat /mnt/n/dir/random >/dev/null || fail "the owner may not read"
+if setpriv --reuid 1001 --regid 1000 --clear-groups cat /mnt/n/dir/random >/dev/null 2>&1; then fail "another may read"; fi
+mkdir /mnt/n/many
+seq -f '/mnt/n/many/entry-%g' 1000 | xargs touch
+[ "$(find /mnt/n/many -type f | sort | uniq | wc -l)" = 1000 ] || fail "find"
+mkdir /mnt/n/tree
+tar -C /mnt/n/tree -xf /tmp/tree.tar
+echo 3 >/proc/sys/vm/drop_caches
+tar -C /mnt/n/tree -df /tmp/tree.tar || fail "the tree differs"
+host restart
+mv /mnt/n/dir /mnt/n/moved
+rm -r /mnt/n/*
+unmount /mnt/n
+
+if dmesg | grep -iE 'nfs.*(error|bad|unexpected)|BUG:|WARNING:'; then fail "the kernel complains"; fi
 say "done"

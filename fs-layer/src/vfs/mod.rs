@@ -99,6 +99,11 @@ pub trait Vfs: Send + Sync {
     /// Takes back one [`Vfs::hold`]. Without names and holds the file goes.
     fn release(&self, ino: Ino);
 
+    /// Files without names that were held when the last run ended live on, and can be held again, until this is called:
+    /// an export calls it when its clients had the time to ask for them (NFS: at the end of the grace period), one whose holders
+    /// ended with the last run at once. More than one call does nothing more.
+    fn end_recovery(&self) {}
+
     // --- Contents. Permission was checked when the file was opened. ---
 
     /// Bytes from `offset` on, up to `len`, fewer only at the end of the file.

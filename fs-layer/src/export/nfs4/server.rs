@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::connection;
 use super::handle::Handles;
 use super::options::NfsOptions;
 use super::records::Start;
-use super::state::Table;
+use super::state::{Let, Table};
 use super::waiting::Waiting;
 use crate::export::nfs3::replies::Replies;
 use crate::vfs::Vfs;
@@ -39,6 +40,8 @@ pub struct Shared {
     pub replies: Replies,
     /// Who wants to know when a lock is free.
     pub waiting: Arc<Waiting>,
+    /// Whether the filesystem was told that the grace period is over.
+    recovered: AtomicBool,
     table: Mutex<Table>,
 }
 
@@ -69,6 +72,7 @@ impl Shared {
             fs_id,
             replies: Replies::default(),
             waiting: Arc::default(),
+            recovered: AtomicBool::new(false),
             table: Mutex::new(table),
         })
     }
@@ -112,17 +116,16 @@ impl Server {
         self.shared.table().counts()
     }
 
-    /// Ends all connections, waits for what runs, and gives up what clients hold; they can take it back from the next server.
-    pub async fn stop(self) {
+    /// Ends all connections, waits for what runs, and gives up locks; clients can take back from the next server what they held.
+    ///
+    /// Open files come back still held. A process that ends just drops them: what of them has no name waits on the disk for the next server's
+    /// clients ([`Vfs::end_recovery`]). Who goes on with the same [`Vfs`] releases them when the next server's grace period is over.
+    pub async fn stop(self) -> Let {
         // Nobody listens any more if this fails.
         let _ = self.stop.send(true);
         let _ = self.accepting.await;
         let shared = self.shared;
-        let cleared = tokio::task::spawn_blocking(move || {
-            let gone = shared.table().clear();
-            gone.go(&*shared.vfs);
-        });
-        let _ = cleared.await;
+        tokio::task::spawn_blocking(move || shared.table().clear()).await.unwrap_or_default()
     }
 }
 
@@ -148,12 +151,15 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, mut stop: watch::Rec
             _ = tick.tick() => {
                 let shared = shared.clone();
                 let expired = tokio::task::spawn_blocking(move || {
-                    let gone = {
+                    let (gone, in_grace) = {
                         let mut table = shared.table();
-                        table.in_grace();
-                        table.expire_silent(COURTESY_LEASES)
+                        (table.expire_silent(COURTESY_LEASES), table.in_grace())
                     };
                     gone.go(&*shared.vfs);
+                    // Whoever held a file that has no name had the time to open it again.
+                    if !in_grace && !shared.recovered.swap(true, Ordering::Relaxed) {
+                        shared.vfs.end_recovery();
+                    }
                 });
                 let _ = expired.await;
             }
