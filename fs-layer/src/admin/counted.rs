@@ -172,6 +172,10 @@ impl Vfs for CountedTree {
         self.tree.release(ino);
     }
 
+    fn end_recovery(&self) {
+        self.tree.end_recovery();
+    }
+
     fn read(&self, ino: Ino, offset: u64, len: u32) -> Result<ReadData> {
         let result = self.count(&self.counters.reads, self.tree.read(ino, offset, len));
         if let Ok(read) = &result {

@@ -100,7 +100,8 @@ impl Nfs {
 
     /// Ends all connections.
     pub(super) fn stop(self) {
-        self.runtime.block_on(self.server.stop());
+        // The process ends: what open files without names held waits on the disk for the clients.
+        let _held = self.runtime.block_on(self.server.stop());
         self.runtime.shutdown_background();
     }
 }

@@ -94,6 +94,10 @@ impl Default for FuseOptions {
 pub fn mount(tree: Arc<dyn Vfs>, directory: &Path, options: &FuseOptions) -> Result<Mounted, MountError> {
     let directory: PathBuf = std::fs::canonicalize(directory)
         .map_err(|source| MountError::Directory { directory: directory.to_owned(), source })?;
+    if options.sharing == Sharing::Alone {
+        // Whoever held files in the last run ended with its mount.
+        tree.end_recovery();
+    }
     let locks = locks::Locks::start(tree.clone()).map_err(MountError::Thread)?;
     mount::start(ops::FuseTree::new(tree, locks, options), directory, options)
 }
