@@ -48,7 +48,11 @@ pub async fn run(config: Config, options: ServeOptions) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_embedded(config: Config, options: ServeOptions, stop: tokio::sync::mpsc::Receiver<()>) -> anyhow::Result<()> {
+pub async fn run_embedded(
+    config: Config,
+    options: ServeOptions,
+    stop: tokio::sync::mpsc::Receiver<()>,
+) -> anyhow::Result<()> {
     run_with(config, options, Signals::Embedded(stop), Announce::No).await
 }
 
@@ -59,7 +63,12 @@ enum Announce {
     No,
 }
 
-async fn run_with(mut config: Config, options: ServeOptions, mut signals: Signals, tell: Announce) -> anyhow::Result<()> {
+async fn run_with(
+    mut config: Config,
+    options: ServeOptions,
+    mut signals: Signals,
+    tell: Announce,
+) -> anyhow::Result<()> {
     abort_on_panic();
     config.check().map_err(anyhow::Error::msg)?;
     let store_config = config.store_config();

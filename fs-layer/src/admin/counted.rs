@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::{Deserialize, Serialize};
 
 use crate::vfs::{
-    Access, Attributes, Credentials, DirChange, DirPage, Fallocate, FileLock, FsStat, Ino, Linked, LockOwner, Made, Make,
-    NewAttributes, ReadData, Rename, Result, Seek, SetAttributes, SetXattr, Vfs, WriteAt, Written,
+    Access, Attributes, Credentials, DirChange, DirPage, Fallocate, FileLock, FsStat, Ino, Linked, LockOwner, Made,
+    Make, NewAttributes, ReadData, Rename, Result, Seek, SetAttributes, SetXattr, Vfs, WriteAt, Written,
 };
 
 /// Calls of a tree since the start.
@@ -117,7 +117,13 @@ impl Vfs for CountedTree {
         self.count(&self.counters.changes, self.tree.rmdir(who, dir, name))
     }
 
-    fn rename(&self, who: &Credentials, from: (Ino, &[u8]), to: (Ino, &[u8]), how: Rename) -> Result<(DirChange, DirChange)> {
+    fn rename(
+        &self,
+        who: &Credentials,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        how: Rename,
+    ) -> Result<(DirChange, DirChange)> {
         self.count(&self.counters.changes, self.tree.rename(who, from, to, how))
     }
 

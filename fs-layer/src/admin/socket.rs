@@ -62,7 +62,9 @@ impl Admin {
         match UnixStream::connect(path) {
             Ok(_) => return Err(AdminError::Taken(path.to_owned())),
             // Left behind by one that was killed.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(failed)?,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(failed)?
+            }
             Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(failed)?;

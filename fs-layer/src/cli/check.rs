@@ -83,7 +83,11 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     }
     let left = report.problems.iter().filter(|problem| !problem.repaired).count();
     if left > 0 {
-        let hint = if args.repair { "what it says of files can't be known; restore them from a snapshot" } else { "--repair mends what can be mended" };
+        let hint = if args.repair {
+            "what it says of files can't be known; restore them from a snapshot"
+        } else {
+            "--repair mends what can be mended"
+        };
         bail!("{description}: {left} problems are left; {hint}");
     }
     Ok(())
@@ -107,7 +111,11 @@ fn found(report: &Report) -> Found<'_> {
         orphans: report.orphans,
         stored_bytes: report.blocks * BLOCK_BYTES as u64,
         problems: problems
-            .map(|problem| FoundProblem { ino: problem.ino.map(|ino| ino.0), what: &problem.what, repaired: problem.repaired })
+            .map(|problem| FoundProblem {
+                ino: problem.ino.map(|ino| ino.0),
+                what: &problem.what,
+                repaired: problem.repaired,
+            })
             .collect(),
     }
 }
@@ -122,8 +130,16 @@ fn text(report: &Report) -> String {
         let _ = writeln!(text, "and {} more; --json has all", report.problems.len() - SHOWN_MAX);
     }
     let stored = ByteSize(report.blocks * BLOCK_BYTES as u64);
-    let orphans = if report.orphans > 0 { format!(", {} without names that the next start frees", report.orphans) } else { String::new() };
+    let orphans = if report.orphans > 0 {
+        format!(", {} without names that the next start frees", report.orphans)
+    } else {
+        String::new()
+    };
     let sound = if report.is_clean() { "all sound" } else { "damaged" };
-    let _ = writeln!(text, "{sound}: {} files, {} of them directories{orphans}; {stored} stored", report.files, report.directories);
+    let _ = writeln!(
+        text,
+        "{sound}: {} files, {} of them directories{orphans}; {stored} stored",
+        report.files, report.directories
+    );
     text
 }

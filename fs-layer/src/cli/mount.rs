@@ -101,12 +101,15 @@ pub(super) fn run(args: MountArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
     // In the background, and in messages, other working directories do not matter.
     settings.place.make_absolute().context("cannot tell the working directory; give whole paths")?;
-    let directory = std::path::absolute(&args.directory).context("cannot tell the working directory; give DIR as a whole path")?;
+    let directory =
+        std::path::absolute(&args.directory).context("cannot tell the working directory; give DIR as a whole path")?;
     let signals = Signals::catch();
     let background = if args.daemon { Some(Background::split().context("cannot go to the background")?) } else { None };
     settings.log_level.start();
     running::abort_on_panic();
-    if fuse::clear_dead(&directory).with_context(|| format!("cannot unmount what is left on {}", directory.display()))? {
+    if fuse::clear_dead(&directory)
+        .with_context(|| format!("cannot unmount what is left on {}", directory.display()))?
+    {
         tracing::info!("took away what an fsd that was killed had left mounted on {}", directory.display());
     }
 

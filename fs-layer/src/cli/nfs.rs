@@ -69,7 +69,8 @@ impl Nfs {
             .build()
             .context("cannot start the threads of NFS")?;
         let records = data.join("nfs-clients");
-        let records = DirectoryRecords::open(&records).with_context(|| format!("cannot keep NFS clients in {}", records.display()))?;
+        let records = DirectoryRecords::open(&records)
+            .with_context(|| format!("cannot keep NFS clients in {}", records.display()))?;
         let clients = settings.client.iter().map(|text| text.parse::<Network>().map_err(anyhow::Error::msg));
         let options = NfsOptions {
             export: ExportOptions {
@@ -85,9 +86,9 @@ impl Nfs {
             ..NfsOptions::new(Arc::new(records))
         };
         let server = runtime.block_on(async {
-            let listener = TcpListener::bind(settings.nfs)
-                .await
-                .with_context(|| format!("cannot listen on {}; another NFS server may have the port: choose with --nfs", settings.nfs))?;
+            let listener = TcpListener::bind(settings.nfs).await.with_context(|| {
+                format!("cannot listen on {}; another NFS server may have the port: choose with --nfs", settings.nfs)
+            })?;
             Server::start(listener, tree, options).await.context("cannot start NFS")
         })?;
         Ok(Nfs { runtime, server })

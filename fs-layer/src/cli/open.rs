@@ -120,7 +120,8 @@ pub(super) fn tree(place: &Place, access: Access, settings: &TreeSettings) -> an
 /// Opens the disk.
 pub(super) fn disk(place: &Place, access: Access) -> anyhow::Result<OpenedDisk> {
     let place_found = place.find()?;
-    std::fs::create_dir_all(&place.data).with_context(|| format!("cannot make the data directory {}", place.data.display()))?;
+    std::fs::create_dir_all(&place.data)
+        .with_context(|| format!("cannot make the data directory {}", place.data.display()))?;
     // Two at once on one disk would destroy it. This cannot see another machine, which the server of the disk has to keep out.
     let mut locks = vec![Exclusive::take(&place.data.join("fsd.lock"), true)?];
     let (disk, description, engine): (Arc<dyn Disk>, String, _) = match place_found {
@@ -150,7 +151,9 @@ pub(super) fn disk(place: &Place, access: Access) -> anyhow::Result<OpenedDisk> 
 
 fn file(path: &Path, access: Access) -> anyhow::Result<FileDisk> {
     match access {
-        Access::Make(Some(size)) => FileDisk::create(path, size.0).with_context(|| format!("cannot make {}", path.display())),
+        Access::Make(Some(size)) => {
+            FileDisk::create(path, size.0).with_context(|| format!("cannot make {}", path.display()))
+        }
         access if !path.exists() => {
             let _ = access;
             bail!("{} is not there; fsd mkfs --disk {} makes it", path.display(), path.display())
@@ -174,7 +177,8 @@ struct Exclusive {
 impl Exclusive {
     fn take(path: &Path, make: bool) -> anyhow::Result<Exclusive> {
         let what = || format!("cannot lock {}", path.display());
-        let file = FileOptions::new().read(true).write(make).create(make).truncate(false).open(path).with_context(what)?;
+        let file =
+            FileOptions::new().read(true).write(make).create(make).truncate(false).open(path).with_context(what)?;
         let start = Instant::now();
         loop {
             match file.try_lock() {

@@ -22,7 +22,8 @@ impl Running {
     /// Answers `fsd status` from now on.
     pub(super) fn start(place: &Place, opened: &OpenedTree, exports: Vec<String>) -> anyhow::Result<Running> {
         let path = place.admin_path();
-        let ready = format!("fsd ready: {}, {}, admin on {}\n", opened.description(), exports.join(", "), path.display());
+        let ready =
+            format!("fsd ready: {}, {}, admin on {}\n", opened.description(), exports.join(", "), path.display());
         let start = Instant::now();
         let disk_name = opened.description().to_owned();
         let (tree, disk): (Weak<CountedTree>, Weak<CountedDisk>) = (opened.weak_tree(), opened.weak_disk());

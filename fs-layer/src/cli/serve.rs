@@ -96,7 +96,8 @@ pub(super) fn run(args: ServeArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let opened = open::tree(&settings.place, access, &settings.memory)?;
     let mounted = settings.mount.as_ref().map(|directory| mount(directory, &opened)).transpose()?;
     let nfs = Nfs::start(opened.tree(), &settings.nfs, &settings.place.data)?;
-    let mut exports: Vec<String> = nfs.addresses().iter().map(|(name, at): &(&str, SocketAddr)| format!("{name} on {at}")).collect();
+    let mut exports: Vec<String> =
+        nfs.addresses().iter().map(|(name, at): &(&str, SocketAddr)| format!("{name} on {at}")).collect();
     exports.extend(settings.mount.iter().map(|directory| format!("mounted on {}", directory.display())));
     let running = Running::start(&settings.place, &opened, exports)?;
     running.announce()?;

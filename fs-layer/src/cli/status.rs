@@ -104,7 +104,11 @@ fn render(before: &Status, now: &Status, between: Duration) -> String {
     );
     let errors = now.on_disk.errors + now.tree.io_errors;
     if errors > 0 {
-        let _ = writeln!(text, "ERRORS   {} of the disk, {} of the tree; see the log", now.on_disk.errors, now.tree.io_errors);
+        let _ = writeln!(
+            text,
+            "ERRORS   {} of the disk, {} of the tree; see the log",
+            now.on_disk.errors, now.tree.io_errors
+        );
     }
     text
 }
@@ -136,7 +140,9 @@ mod tests {
 
     #[test]
     fn sizes_are_short() {
-        for (bytes, text) in [(0, "0"), (1000, "1000"), (1024, "1KiB"), (1536, "1.5KiB"), (1 << 60, "1EiB"), (u64::MAX, "16.0EiB")] {
+        for (bytes, text) in
+            [(0, "0"), (1000, "1000"), (1024, "1KiB"), (1536, "1.5KiB"), (1 << 60, "1EiB"), (u64::MAX, "16.0EiB")]
+        {
             assert_eq!(rounded(bytes), text);
         }
     }

@@ -68,8 +68,11 @@ where
     let mut merged = toml::Table::try_from(cli).expect("every setting can be written as TOML");
     // The file's own keys come first, so that messages name its lines; the rest makes it whole. A value that the
     // command line overrides must be right all the same.
-    let rest: toml::Table =
-        merged.iter().filter(|(key, _)| !file.contains_key(*key)).map(|(key, value)| (key.clone(), value.clone())).collect();
+    let rest: toml::Table = merged
+        .iter()
+        .filter(|(key, _)| !file.contains_key(*key))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
     let checked: T = toml::from_str(&format!("{text}\n{rest}")).map_err(wrong)?;
     for (key, value) in toml::Table::try_from(&checked).expect("every setting can be written as TOML") {
         let source = matches.value_source(&key.replace('-', "_"));

@@ -91,9 +91,14 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in
-            [("0", 0), ("4096B", 4096), ("64k", 64 << 10), ("16 MiB", 16 << 20), ("1GB", 1_000_000_000), ("1EiB", 1 << 60)]
-        {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096B", 4096),
+            ("64k", 64 << 10),
+            ("16 MiB", 16 << 20),
+            ("1GB", 1_000_000_000),
+            ("1EiB", 1 << 60),
+        ] {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }
         for text in ["", "GiB", "-1", "1.5GiB", "12 parsecs", "5ib", "1kk", "10MiBs"] {

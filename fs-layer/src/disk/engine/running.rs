@@ -32,7 +32,8 @@ impl Engine {
     /// # Errors
     /// Whatever keeps the daemon from serving; and if there is no such volume.
     pub fn start(options: &EngineOptions) -> anyhow::Result<(Engine, NbdDisk)> {
-        let data = std::path::absolute(&options.data).context("cannot tell the working directory; give --data as a whole path")?;
+        let data = std::path::absolute(&options.data)
+            .context("cannot tell the working directory; give --data as a whole path")?;
         std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
         let config = config(options, &data)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -100,7 +101,8 @@ fn config(options: &EngineOptions, data: &Path) -> anyhow::Result<Config> {
     say("volumes", &options.volume);
     args.extend(options.settings.iter().map(|given| format!("--{given}")));
     let matches = Config::augment_args(Command::new("engine")).try_get_matches_from(&args);
-    let matches = matches.map_err(|error| anyhow!("--engine: {}", error.to_string().trim_start_matches("error: ").trim_end()))?;
+    let matches =
+        matches.map_err(|error| anyhow!("--engine: {}", error.to_string().trim_start_matches("error: ").trim_end()))?;
     Ok(Config::from_arg_matches(&matches)?)
 }
 
@@ -110,7 +112,9 @@ fn connect(running: &Running, options: &EngineOptions, data: &Path, url: &NbdUrl
     loop {
         match NbdDisk::connect(url, nbd.clone()) {
             Ok(disk) => return Ok(disk),
-            Err(NbdError::Connect { source, .. }) if source.kind() == io::ErrorKind::NotFound && source.raw_os_error().is_none() => {
+            Err(NbdError::Connect { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && source.raw_os_error().is_none() =>
+            {
                 // The daemon has opened what there is, and this is not among it.
                 if made {
                     return Err(source).with_context(|| format!("volume {} was made and is not there", options.volume));
@@ -141,7 +145,11 @@ fn make(options: &EngineOptions, data: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     if !options.create {
-        bail!("there is no volume {} in {}; fsd mkfs with the same --data and --store makes it", options.volume, options.store);
+        bail!(
+            "there is no volume {} in {}; fsd mkfs with the same --data and --store makes it",
+            options.volume,
+            options.store
+        );
     }
     let request = CreateVolume {
         name: options.volume.clone(),

@@ -184,7 +184,11 @@ impl NbdDisk {
             Work::Flush => Ok(()),
             Work::Discard(offset, len) => {
                 let end = offset.checked_add(*len).map(|end| end / BLOCK_BYTES as u64);
-                if end.is_some_and(|end| end <= self.blocks) { Ok(()) } else { Err(self.outside(offset / BLOCK_BYTES as u64)) }
+                if end.is_some_and(|end| end <= self.blocks) {
+                    Ok(())
+                } else {
+                    Err(self.outside(offset / BLOCK_BYTES as u64))
+                }
             }
         }
     }
@@ -233,7 +237,9 @@ impl NbdDisk {
             match result.and_then(|client| self.replay(client).map_err(|error| (false, error))) {
                 Ok(client) => break client,
                 Err((true, error)) => return Err(error),
-                Err((false, error)) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => return Err(error),
+                Err((false, error)) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                    return Err(error);
+                }
                 Err((false, error)) => tracing::debug!(%error, "still away"),
             }
             std::thread::sleep(pause);

@@ -75,7 +75,8 @@ impl TestServer {
     }
 
     fn disk(&self) -> NbdDisk {
-        NbdDisk::connect(&self.url("127.0.0.2"), NbdOptions { unflushed_max: 1 << 20, ..NbdOptions::default() }).unwrap()
+        NbdDisk::connect(&self.url("127.0.0.2"), NbdOptions { unflushed_max: 1 << 20, ..NbdOptions::default() })
+            .unwrap()
     }
 }
 
@@ -150,7 +151,8 @@ fn transmission(stream: &mut TcpStream, store: &Mutex<Store>, requests: &AtomicU
     }
 }
 
-const ALL: u16 = transmission::HAS_FLAGS | transmission::SEND_FLUSH | transmission::SEND_TRIM | transmission::CAN_MULTI_CONN;
+const ALL: u16 =
+    transmission::HAS_FLAGS | transmission::SEND_FLUSH | transmission::SEND_TRIM | transmission::CAN_MULTI_CONN;
 use blockd::export::nbd::proto::transmission;
 
 #[test]

@@ -165,7 +165,9 @@ mod tests {
     #[test]
     fn signals_that_are_blocked_or_ignored_do_not_count() {
         let status = |pending_own, pending_all, blocked, ignored| {
-            format!("Name:\tx\nSigPnd:\t{pending_own:016x}\nShdPnd:\t{pending_all:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\n")
+            format!(
+                "Name:\tx\nSigPnd:\t{pending_own:016x}\nShdPnd:\t{pending_all:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\n"
+            )
         };
         assert!(!pending(&status(0, 0, 0, 0)));
         assert!(pending(&status(1 << 8, 0, 0, 0)));

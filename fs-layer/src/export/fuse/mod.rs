@@ -26,9 +26,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::vfs::Vfs;
 #[cfg(doc)]
 use crate::vfs::Credentials;
+use crate::vfs::Vfs;
 
 pub use mount::{MountError, Mounted, Stopper, clear_dead};
 
@@ -101,7 +101,6 @@ pub fn mount(tree: Arc<dyn Vfs>, directory: &Path, options: &FuseOptions) -> Res
     let locks = locks::Locks::start(tree.clone()).map_err(MountError::Thread)?;
     mount::start(ops::FuseTree::new(tree, locks, options), directory, options)
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -156,9 +156,8 @@ fn mount_as_root(directory: &Path, options: &FuseOptions) -> Result<OwnedFd, Mou
     let target = CString::new(directory.as_os_str().as_bytes()).map_err(no_nul)?;
     let text = CString::new(text).map_err(no_nul)?;
     // SAFETY: all five point to strings that outlive the call.
-    let result = unsafe {
-        libc::mount(source.as_ptr(), target.as_ptr(), c"fuse.fsd".as_ptr(), flags, text.as_ptr().cast())
-    };
+    let result =
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), c"fuse.fsd".as_ptr(), flags, text.as_ptr().cast()) };
     if result == 0 { Ok(device.into()) } else { Err(refused(io::Error::last_os_error())) }
 }
 

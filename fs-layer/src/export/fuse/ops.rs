@@ -20,8 +20,8 @@ use super::readdir::{self, Plus};
 use super::{FuseOptions, Sharing};
 use crate::disk::BLOCK_BYTES;
 use crate::vfs::{
-    Access, Attributes, Credentials, Fallocate, FileKind, FileLock, Ino, LockSpace, Make, Made, NAME_MAX, NewAttributes,
-    Rename, Result, Seek, SetAttributes, SetXattr, Vfs, VfsError, WriteAt,
+    Access, Attributes, Credentials, Fallocate, FileKind, FileLock, Ino, LockSpace, Made, Make, NAME_MAX,
+    NewAttributes, Rename, Result, Seek, SetAttributes, SetXattr, Vfs, VfsError, WriteAt,
 };
 
 /// Bytes of one read or write request.
@@ -90,7 +90,15 @@ impl FuseTree {
         self.tree.make(&system, dir, name.as_bytes(), what, &with)
     }
 
-    fn create(&self, by: &Request, dir: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32) -> Result<Attributes> {
+    fn create(
+        &self,
+        by: &Request,
+        dir: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+    ) -> Result<Attributes> {
         let what = Make::File { exclusive: flags & libc::O_EXCL != 0 };
         let made = self.make(by, dir, name, &what, mode, umask)?;
         let ino = made.attributes.ino;
@@ -369,16 +377,7 @@ impl Filesystem for FuseTree {
         }
     }
 
-    fn create(
-        &self,
-        by: &Request,
-        dir: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
-    ) {
+    fn create(&self, by: &Request, dir: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
         match FuseTree::create(self, by, dir, name, mode, umask, flags) {
             Ok(known) => {
                 reply.created(&self.keep(), &attributes(&known), GENERATION, FileHandle(0), self.open_flags());
@@ -491,22 +490,22 @@ impl Filesystem for FuseTree {
                 let block = BLOCK_BYTES as u64;
                 let (total, free) = (stat.bytes_total / block, stat.bytes_free / block);
                 let (files, files_free) = (stat.files_total, stat.files_free);
-                reply.statfs(total, free, free, files, files_free, BLOCK_BYTES as u32, NAME_MAX as u32, BLOCK_BYTES as u32);
+                reply.statfs(
+                    total,
+                    free,
+                    free,
+                    files,
+                    files_free,
+                    BLOCK_BYTES as u32,
+                    NAME_MAX as u32,
+                    BLOCK_BYTES as u32,
+                );
             }
             Err(error) => reply.error(errno(&error)),
         }
     }
 
-    fn setxattr(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-        _: u32,
-        reply: ReplyEmpty,
-    ) {
+    fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
         let how = match flags {
             0 => SetXattr::Any,
             libc::XATTR_CREATE => SetXattr::Create,

@@ -151,7 +151,8 @@ impl Node {
     fn cut(&mut self, lock: &FileLock) {
         let mut kept = Vec::new();
         for held in self.locks.drain(..) {
-            if held.owner != lock.owner || held.space != lock.space || held.last < lock.start || held.start > lock.last {
+            if held.owner != lock.owner || held.space != lock.space || held.last < lock.start || held.start > lock.last
+            {
                 kept.push(held);
                 continue;
             }
@@ -280,7 +281,13 @@ impl Vfs for MemoryTree {
         Ok(change)
     }
 
-    fn rename(&self, _: &Credentials, from: (Ino, &[u8]), to: (Ino, &[u8]), how: Rename) -> Result<(DirChange, DirChange)> {
+    fn rename(
+        &self,
+        _: &Credentials,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        how: Rename,
+    ) -> Result<(DirChange, DirChange)> {
         let mut state = self.state();
         let ino = state.find(from.0, from.1)?;
         let over = match state.find(to.0, to.1) {

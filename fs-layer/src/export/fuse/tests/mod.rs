@@ -72,7 +72,8 @@ fn a_thousand_entries_are_listed_once_each() {
     for n in 0..1000 {
         File::create(mount.path(&format!("file with a rather long name, number {n}"))).unwrap();
     }
-    let names: std::collections::HashSet<_> = fs::read_dir(mount.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: std::collections::HashSet<_> =
+        fs::read_dir(mount.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 1000);
     assert_eq!(fs::read_dir(mount.dir.path()).unwrap().count(), 1000);
 }
@@ -120,11 +121,13 @@ fn writing_and_owning_take_set_id_bits_away() {
     std::os::unix::fs::chown(&path, Some(1000), Some(1000)).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777);
     set();
-    let by = |script: &str| Command::new("setpriv")
-        .args(["--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-c", script])
-        .env("F", &path)
-        .stderr(Stdio::null())
-        .status();
+    let by = |script: &str| {
+        Command::new("setpriv")
+            .args(["--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-c", script])
+            .env("F", &path)
+            .stderr(Stdio::null())
+            .status()
+    };
     fs::set_permissions(mount.dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     if !by("echo more >> \"$F\"").is_ok_and(|status| status.success()) {
         return;
@@ -144,7 +147,11 @@ fn others_need_permission_and_groups_count() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     std::os::unix::fs::chown(&path, Some(0), Some(4242)).unwrap();
     let read = |groups: &str| {
-        Command::new("setpriv").args(["--reuid=1000", "--regid=1000", groups, "cat"]).arg(&path).stderr(Stdio::null()).output()
+        Command::new("setpriv")
+            .args(["--reuid=1000", "--regid=1000", groups, "cat"])
+            .arg(&path)
+            .stderr(Stdio::null())
+            .output()
     };
     let Ok(refused) = read("--clear-groups") else { return };
     assert!(!refused.status.success());
@@ -205,7 +212,14 @@ fn mapped_memory_is_the_file() {
     file.write_all_at(b"one two", 0).unwrap();
     // SAFETY: a mapping of one page of an open file, taken away again below.
     unsafe {
-        let at = libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        let at = libc::mmap(
+            std::ptr::null_mut(),
+            4096,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        );
         assert_ne!(at, libc::MAP_FAILED);
         let bytes = std::slice::from_raw_parts_mut(at.cast::<u8>(), 7);
         assert_eq!(bytes, b"one two");
