@@ -49,6 +49,10 @@ enum Message {
 
 impl Drop for Locks {
     fn drop(&mut self) {
+        for (ino, owner) in std::mem::take(&mut *self.owners.lock().unwrap_or_else(PoisonError::into_inner)) {
+            // A file that is gone has no locks.
+            let _ = self.tree.unlock_all(ino, Locks::owner(owner));
+        }
         let _ = self.to_waiters.lock().unwrap_or_else(PoisonError::into_inner).send(Message::Stop);
     }
 }

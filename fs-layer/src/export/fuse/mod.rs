@@ -9,7 +9,7 @@
 //! contents as long as it has memory. [`Sharing::Shared`]: something else does (NFS beside this mount), and it asks again after a second
 //! and at each open. Writes go through to the tree at once in both.
 //!
-//! **Who holds files.** Each open file and directory is held ([`Vfs::hold`]) until its release. What the kernel merely knows is not: numbers
+//! **Who holds files.** Each open file and directory is held ([`Vfs::hold`]) until its release, or the end of the mount. What the kernel merely knows is not: numbers
 //! are never used again, so a forgotten one needs no account, and a removed one answers ESTALE, after which the kernel looks its
 //! name up anew.
 //!

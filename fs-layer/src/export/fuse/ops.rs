@@ -1,10 +1,12 @@
 //! Requests of the kernel, answered by the tree. See the parent for who checks what.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -46,12 +48,31 @@ pub(super) struct FuseTree {
     read_ahead: u32,
     /// Whether the tree has access control lists.
     lists: bool,
+    /// How often what is held: the kernel's last releases do not arrive any more once it is unmounted.
+    held: Mutex<HashMap<Ino, u64>>,
 }
 
 impl FuseTree {
     pub(super) fn new(tree: Arc<dyn Vfs>, locks: Locks, options: &FuseOptions) -> FuseTree {
         let read_ahead = u32::try_from(options.read_ahead).unwrap_or(u32::MAX);
-        FuseTree { tree, locks, sharing: options.sharing, read_ahead, lists: false }
+        FuseTree { tree, locks, sharing: options.sharing, read_ahead, lists: false, held: Mutex::default() }
+    }
+
+    fn hold(&self, ino: Ino) -> Result<()> {
+        self.tree.hold(ino)?;
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner).entry(ino).or_default() += 1;
+        Ok(())
+    }
+
+    fn let_go(&self, ino: Ino) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let Entry::Occupied(mut count) = held.entry(ino) else { return };
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
+        }
+        drop(held);
+        self.tree.release(ino);
     }
 
     fn keep(&self) -> Duration {
@@ -111,7 +132,7 @@ impl FuseTree {
                 return Err(VfsError::Access);
             }
         }
-        self.tree.hold(ino)?;
+        self.hold(ino)?;
         Ok(made.attributes)
     }
 
@@ -264,6 +285,9 @@ impl Filesystem for FuseTree {
     }
 
     fn destroy(&mut self) {
+        for (ino, count) in std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner)) {
+            (0..count).for_each(|_| self.tree.release(ino));
+        }
         if let Err(error) = self.tree.sync() {
             tracing::error!("what was written may not be durable: {error}");
         }
@@ -371,7 +395,7 @@ impl Filesystem for FuseTree {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.tree.hold(Ino(ino.0)) {
+        match self.hold(Ino(ino.0)) {
             Ok(()) => reply.opened(FileHandle(0), self.open_flags()),
             Err(error) => reply.error(errno(&error)),
         }
@@ -445,7 +469,7 @@ impl Filesystem for FuseTree {
     ) {
         // Nobody waits for this but the kernel, which keeps the file's number busy until it is answered.
         reply.ok();
-        self.tree.release(Ino(ino.0));
+        self.let_go(Ino(ino.0));
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
@@ -453,7 +477,7 @@ impl Filesystem for FuseTree {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.tree.hold(Ino(ino.0)) {
+        match self.hold(Ino(ino.0)) {
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::empty()),
             Err(error) => reply.error(errno(&error)),
         }
@@ -477,7 +501,7 @@ impl Filesystem for FuseTree {
     fn releasedir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         // Nobody waits for this but the kernel, which keeps the file's number busy until it is answered.
         reply.ok();
-        self.tree.release(Ino(ino.0));
+        self.let_go(Ino(ino.0));
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

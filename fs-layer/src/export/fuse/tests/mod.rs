@@ -1,6 +1,4 @@
-//! Real mounts of a tree in memory. Without `/dev/fuse` or the right to mount they say so and pass.
-
-mod memory;
+//! Real mounts of a filesystem on a disk in memory, which is checked after each test. Without `/dev/fuse` or the right to mount they say so and pass.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,10 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
-use memory::MemoryTree;
+use crate::check::{CheckOptions, check};
+use crate::disk::MemoryDisk;
+use crate::layout::{MkfsOptions, mkfs};
+use crate::vfs::{Filesystem, OpenOptions as TreeOptions};
 
 struct Mount {
     dir: tempfile::TempDir,
+    disk: Arc<MemoryDisk>,
+    filesystem: Arc<Filesystem>,
     mounted: Option<Mounted>,
     stopper: Stopper,
 }
@@ -23,10 +26,13 @@ struct Mount {
 impl Mount {
     fn new() -> Option<Mount> {
         let dir = tempfile::tempdir().unwrap();
-        match mount(Arc::new(MemoryTree::new()), dir.path(), &FuseOptions::default()) {
+        let disk = Arc::new(MemoryDisk::new(1 << 24));
+        mkfs(&*disk, &MkfsOptions { journal_blocks: 4096, ..MkfsOptions::default() }).unwrap();
+        let filesystem = Filesystem::open(disk.clone(), &TreeOptions::default()).unwrap();
+        match mount(filesystem.clone(), dir.path(), &FuseOptions::default()) {
             Ok(mounted) => {
                 let stopper = mounted.stopper();
-                Some(Mount { dir, mounted: Some(mounted), stopper })
+                Some(Mount { dir, disk, filesystem, mounted: Some(mounted), stopper })
             }
             Err(error) => {
                 eprintln!("not tested: {error}");
@@ -44,6 +50,13 @@ impl Drop for Mount {
     fn drop(&mut self) {
         self.stopper.unmount().unwrap();
         self.mounted.take().unwrap().wait().unwrap();
+        if std::thread::panicking() {
+            return;
+        }
+        assert_eq!(self.filesystem.status().held_files, 0);
+        self.filesystem.close().unwrap();
+        let report = check(&*self.disk, CheckOptions::default(), &mut |_| {}).unwrap();
+        assert!(report.is_clean() && report.orphans == 0, "{report:?}");
     }
 }
 
@@ -279,14 +292,6 @@ fn locks_wait_and_end_with_their_process() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-}
-
-/// Mounts on a directory until it is unmounted: `FSD_TEST_MOUNT=DIR cargo test ... -- --ignored on_a_given_directory`.
-#[test]
-#[ignore = "for tests from outside"]
-fn on_a_given_directory() {
-    let dir = std::env::var_os("FSD_TEST_MOUNT").expect("FSD_TEST_MOUNT");
-    mount(Arc::new(MemoryTree::new()), Path::new(&dir), &FuseOptions::default()).unwrap().wait().unwrap();
 }
 
 fn c_path(path: &Path) -> std::ffi::CString {
