@@ -100,7 +100,7 @@ fn render(before: &Status, now: &Status, between: Duration) -> String {
         rounded(rate(|s| s.on_disk.write_bytes) as u64),
         rounded(rate(|s| s.on_disk.discard_bytes) as u64),
         flushes as f64 / seconds,
-        if flushes > 0 { format!(" of {} µs", flush_us / flushes) } else { String::new() },
+        flush_us.checked_div(flushes).map_or_else(String::new, |each| format!(" of {each} µs")),
     );
     let errors = now.on_disk.errors + now.tree.io_errors;
     if errors > 0 {

@@ -189,7 +189,7 @@ impl FuseTree {
             owner: Locks::owner(owner.0),
             pid,
             space: LockSpace::Range,
-            exclusive: kind == libc::F_WRLCK as i32,
+            exclusive: kind == libc::F_WRLCK,
             start,
             last: if end >= LOCK_END { u64::MAX } else { end },
         }
@@ -572,9 +572,9 @@ impl Filesystem for FuseTree {
         reply: ReplyLock,
     ) {
         match self.tree.test_lock(Ino(ino.0), &FuseTree::lock_of(owner, pid, start, end, kind)) {
-            Ok(None) => reply.locked(start, end, libc::F_UNLCK as i32, 0),
+            Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
             Ok(Some(lock)) => {
-                let kind = if lock.exclusive { libc::F_WRLCK } else { libc::F_RDLCK } as i32;
+                let kind = if lock.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
                 reply.locked(lock.start, lock.last.min(LOCK_END), kind, lock.pid);
             }
             Err(error) => reply.error(errno(&error)),
@@ -595,7 +595,7 @@ impl Filesystem for FuseTree {
         reply: ReplyEmpty,
     ) {
         let (ino, lock) = (Ino(ino.0), FuseTree::lock_of(owner, pid, start, end, kind));
-        if kind == libc::F_UNLCK as i32 {
+        if kind == libc::F_UNLCK {
             return answer(reply, self.tree.unlock(ino, &lock));
         }
         self.locks.note(ino, owner.0);
