@@ -14,6 +14,14 @@ pub const HEADER_BYTES: usize = 64;
 /// Bytes of a block that its kind may use.
 pub const BODY_BYTES: usize = BLOCK_BYTES - HEADER_BYTES;
 
+impl BlockKind {
+    /// The kind of this code.
+    pub fn from_code(code: u8) -> Option<BlockKind> {
+        use BlockKind::*;
+        [Super, Host, Allocator, Inode, Directory, Extents, Xattrs, Journal, Symlink].into_iter().find(|kind| *kind as u8 == code)
+    }
+}
+
 /// The body of a block.
 pub type Body = [u8; BODY_BYTES];
 
@@ -35,6 +43,10 @@ pub enum BlockKind {
     Extents = 6,
     /// Extended attributes that did not fit into the inode.
     Xattrs = 7,
+    /// The header of a journal.
+    Journal = 8,
+    /// The end of a long symbolic link's target.
+    Symlink = 9,
 }
 
 /// Reads metadata blocks.

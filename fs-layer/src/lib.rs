@@ -5,6 +5,23 @@
 //!
 //! Layers point one way: export → vfs → (file | dir | inode) → (lock | journal) → layout → disk. [`blocks`] is what trees need of the journal.
 
+pub mod admin;
+pub mod alloc;
 pub mod blocks;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod dir;
 pub mod disk;
+pub mod export;
+pub mod extent;
+pub mod file;
+pub mod inode;
+pub mod journal;
+pub mod layout;
+pub mod lock;
+mod tree;
 pub mod vfs;
+
+pub use layout::{MkfsError, MkfsOptions, mkfs};
+pub use vfs::{Filesystem, OpenOptions};

@@ -25,5 +25,5 @@ mod volumes;
 pub use data_dir::{DataDir, DataDirError};
 pub use keys::{KeyError, KeyRing};
 pub(crate) use run::store_identity;
-pub use run::{ServeOptions, run};
+pub use run::{ServeOptions, run, run_embedded};
 pub use volumes::{Daemon, VolumeError};

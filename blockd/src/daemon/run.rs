@@ -38,7 +38,37 @@ pub struct ServeOptions {
 ///
 /// # Errors
 /// Whatever keeps the daemon from serving. What keeps a single volume from opening does not.
-pub async fn run(mut config: Config, options: ServeOptions) -> anyhow::Result<()> {
+pub async fn run(config: Config, options: ServeOptions) -> anyhow::Result<()> {
+    // Caught before anything is opened, so that no signal can come between.
+    let signals = Signals::catch().context("cannot catch signals")?;
+    run_with(config, options, signals, Announce::Aloud).await
+}
+
+/// The same inside another program, which says with `stop` when to shut down, and has signals and stdout for itself.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_embedded(
+    config: Config,
+    options: ServeOptions,
+    stop: tokio::sync::mpsc::Receiver<()>,
+) -> anyhow::Result<()> {
+    run_with(config, options, Signals::Embedded(stop), Announce::No).await
+}
+
+/// Whether stdout and the service manager are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Announce {
+    Aloud,
+    No,
+}
+
+async fn run_with(
+    mut config: Config,
+    options: ServeOptions,
+    mut signals: Signals,
+    tell: Announce,
+) -> anyhow::Result<()> {
     abort_on_panic();
     config.check().map_err(anyhow::Error::msg)?;
     let store_config = config.store_config();
@@ -47,8 +77,6 @@ pub async fn run(mut config: Config, options: ServeOptions) -> anyhow::Result<()
     config.data =
         std::path::absolute(&config.data).context("cannot tell the working directory; give --data a whole path")?;
     raise_file_limit();
-    // Caught before anything is opened, so that no signal can come between.
-    let mut signals = Signals::catch().context("cannot catch signals")?;
 
     let identity = store_identity(&config);
     let mut data = DataDir::open(&config.data, &identity, options.accept_store)?;
@@ -72,13 +100,15 @@ pub async fn run(mut config: Config, options: ServeOptions) -> anyhow::Result<()
     let daemon = Arc::new(Daemon::new(config, data, store, reactors, frame_cache));
 
     let served = tokio::select! {
-        served = serve(&daemon) => served.map(|never| match never {}),
+        served = serve(&daemon, tell) => served.map(|never| match never {}),
         signal = signals.next() => {
             tracing::info!("{signal}: shutting down; once more ends it at once");
             Ok(())
         }
     };
-    notify("STOPPING=1");
+    if tell == Announce::Aloud {
+        notify("STOPPING=1");
+    }
     tokio::select! {
         () = daemon.close_all() => {}
         signal = signals.next() => {
@@ -130,7 +160,7 @@ async fn open_store(config: &StoreConfig) -> anyhow::Result<Arc<CountedStore>> {
 enum Never {}
 
 /// Listens, opens the volumes, says so, and serves until dropped.
-async fn serve(daemon: &Arc<Daemon>) -> anyhow::Result<Never> {
+async fn serve(daemon: &Arc<Daemon>, tell: Announce) -> anyhow::Result<Never> {
     let config = &daemon.config;
     let admin_path = config.admin_path();
     let admin = bind_admin(&admin_path).await?;
@@ -175,7 +205,9 @@ async fn serve(daemon: &Arc<Daemon>) -> anyhow::Result<Never> {
         let nvme = NvmeServer::start(&config.nvme_addrs(), daemon.clone(), rand::random()).await?;
         let nvme = Arc::new(nvme);
         let _ = daemon.nvme.set(Arc::downgrade(&nvme));
-        announce(daemon, listens, nvme.listens(), &admin_path);
+        if tell == Announce::Aloud {
+            announce(daemon, listens, nvme.listens(), &admin_path);
+        }
         std::future::pending::<anyhow::Result<()>>().await
     };
     tokio::select! {

@@ -5,7 +5,17 @@
 //! aligned block of 4 KiB is never torn by the end of the *process*; what a flush covered survives a power cut.
 //! Writes that no flush covered may be lost, each for itself, in any order.
 
+mod counted;
+pub mod engine;
+mod file;
+mod memory;
+pub mod nbd;
+
 use std::io;
+
+pub use counted::{CountedDisk, DiskCounts};
+pub use file::FileDisk;
+pub use memory::MemoryDisk;
 
 /// Bytes of a block, the unit of all addresses of the filesystem.
 pub const BLOCK_BYTES: usize = 4096;

@@ -9,9 +9,13 @@
 //! returned; before, a crash may take it back, in order: of two changes to names and attributes the later one never survives alone.
 
 mod error;
+mod fs;
+pub mod memory;
 mod types;
 
 pub use error::{Result, VfsError};
+pub(crate) use fs::kind_code;
+pub use fs::{Filesystem, FilesystemStatus, OpenOptions};
 pub use types::*;
 
 /// A POSIX tree. See the module for what must hold.
@@ -94,6 +98,11 @@ pub trait Vfs: Send + Sync {
 
     /// Takes back one [`Vfs::hold`]. Without names and holds the file goes.
     fn release(&self, ino: Ino);
+
+    /// Files without names that were held when the last run ended live on, and can be held again, until this is called:
+    /// an export calls it when its clients had the time to ask for them (NFS: at the end of the grace period), one whose holders
+    /// ended with the last run at once. More than one call does nothing more.
+    fn end_recovery(&self) {}
 
     // --- Contents. Permission was checked when the file was opened. ---
 

@@ -1,0 +1,200 @@
+//! From flags to a disk, and from a disk to a tree.
+
+use std::fs::{File, OpenOptions as FileOptions, TryLockError};
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::admin::CountedTree;
+use crate::config::{ByteSize, Place, Where};
+use crate::disk::nbd::{NbdDisk, NbdOptions};
+use crate::disk::{CountedDisk, Disk, FileDisk};
+use crate::vfs::{Filesystem, OpenOptions, Vfs};
+
+/// What the disk is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// To make a filesystem on it; a file that is not there is made with this size.
+    Make(Option<ByteSize>),
+    /// To read and write.
+    Write,
+    /// To read only.
+    Read,
+}
+
+/// A disk, and what keeps it going.
+pub(super) struct OpenedDisk {
+    pub disk: Arc<CountedDisk>,
+    /// For people.
+    pub description: String,
+    engine: Option<crate::disk::engine::Engine>,
+    /// Held to the end, so that the next fsd waits for us.
+    locks: Vec<Exclusive>,
+}
+
+impl OpenedDisk {
+    /// Ends what keeps it going. Nobody may use the disk any more.
+    pub(super) fn close(self) -> anyhow::Result<()> {
+        drop(self.disk);
+        let stopped = self.engine.map_or(Ok(()), crate::disk::engine::Engine::stop);
+        drop(self.locks);
+        stopped
+    }
+}
+
+/// A tree, the disk under it, and what keeps that going.
+pub(super) struct OpenedTree {
+    disk: OpenedDisk,
+    filesystem: Arc<Filesystem>,
+    tree: Arc<CountedTree>,
+}
+
+impl OpenedTree {
+    /// Where the disk is.
+    pub(super) fn description(&self) -> &str {
+        &self.disk.description
+    }
+
+    /// The tree, counted.
+    pub(super) fn tree(&self) -> Arc<dyn Vfs> {
+        self.tree.clone()
+    }
+
+    pub(super) fn weak_tree(&self) -> Weak<CountedTree> {
+        Arc::downgrade(&self.tree)
+    }
+
+    pub(super) fn weak_disk(&self) -> Weak<CountedDisk> {
+        Arc::downgrade(&self.disk.disk)
+    }
+
+    /// Writes everything home and ends. Nobody may use the tree any more.
+    pub(super) fn close(self) -> anyhow::Result<()> {
+        let OpenedTree { disk, filesystem, tree } = self;
+        drop(tree);
+        let closed = filesystem.close().with_context(|| format!("cannot close the filesystem on {}", disk.description));
+        drop(filesystem);
+        disk.close()?;
+        closed
+    }
+}
+
+/// Settings of the tree itself.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct TreeSettings {
+    /// Memory for contents of files, read and not yet written
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", help_heading = "Memory")]
+    page_cache: ByteSize,
+
+    /// Memory for inodes, directories and maps of files
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = "Memory")]
+    block_cache: ByteSize,
+
+    /// Do not note when files were read
+    #[arg(long, help_heading = "The filesystem")]
+    no_access_times: bool,
+}
+
+/// Opens the disk and the filesystem on it, after replaying its journal.
+pub(super) fn tree(place: &Place, access: Access, settings: &TreeSettings) -> anyhow::Result<OpenedTree> {
+    let disk = disk(place, access)?;
+    let options = OpenOptions {
+        read_only: access == Access::Read,
+        metadata_bytes: usize::try_from(settings.block_cache.0).unwrap_or(usize::MAX),
+        page_bytes: usize::try_from(settings.page_cache.0).unwrap_or(usize::MAX),
+        access_times: !settings.no_access_times,
+        ..OpenOptions::default()
+    };
+    let filesystem = Filesystem::open(disk.disk.clone(), &options)
+        .with_context(|| format!("cannot open the filesystem on {}", disk.description))?;
+    let tree = Arc::new(CountedTree::new(filesystem.clone()));
+    Ok(OpenedTree { disk, filesystem, tree })
+}
+
+/// Opens the disk.
+pub(super) fn disk(place: &Place, access: Access) -> anyhow::Result<OpenedDisk> {
+    let place_found = place.find()?;
+    std::fs::create_dir_all(&place.data)
+        .with_context(|| format!("cannot make the data directory {}", place.data.display()))?;
+    // Two at once on one disk would destroy it. This cannot see another machine, which the server of the disk has to keep out.
+    let mut locks = vec![Exclusive::take(&place.data.join("fsd.lock"), true)?];
+    let (disk, description, engine): (Arc<dyn Disk>, String, _) = match place_found {
+        Where::File(path) => {
+            let disk = file(&path, access)?;
+            locks.push(Exclusive::take(&path, false)?);
+            (Arc::new(disk), path.display().to_string(), None)
+        }
+        Where::Nbd(url) => {
+            let options = NbdOptions { connections: place.nbd_connections.into(), ..NbdOptions::default() };
+            (Arc::new(NbdDisk::connect(&url, options)?), url.to_string(), None)
+        }
+        Where::Store(store) => {
+            let (engine, disk) = crate::disk::engine::Engine::start(&crate::disk::engine::EngineOptions {
+                data: place.data.join("engine"),
+                store: store.clone(),
+                volume: place.volume.clone(),
+                settings: place.engine.clone(),
+                create: matches!(access, Access::Make(_)),
+                connections: place.nbd_connections.into(),
+            })?;
+            (Arc::new(disk), format!("volume {} in {store}", place.volume), Some(engine))
+        }
+    };
+    Ok(OpenedDisk { disk: Arc::new(CountedDisk::new(disk)), description, engine, locks })
+}
+
+fn file(path: &Path, access: Access) -> anyhow::Result<FileDisk> {
+    match access {
+        Access::Make(Some(size)) => {
+            FileDisk::create(path, size.0).with_context(|| format!("cannot make {}", path.display()))
+        }
+        access if !path.exists() => {
+            let _ = access;
+            bail!("{} is not there; fsd mkfs --disk {} makes it", path.display(), path.display())
+        }
+        access => {
+            FileDisk::open(path, access == Access::Read).with_context(|| format!("cannot open {}", path.display()))
+        }
+    }
+}
+
+/// How long an fsd that is ending may take to let go.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often that is looked for.
+const LOOK_PERIOD: Duration = Duration::from_millis(50);
+
+/// A file that nobody else has as long as this exists.
+struct Exclusive {
+    _file: File,
+}
+
+impl Exclusive {
+    fn take(path: &Path, make: bool) -> anyhow::Result<Exclusive> {
+        let what = || format!("cannot lock {}", path.display());
+        let file =
+            FileOptions::new().read(true).write(make).create(make).truncate(false).open(path).with_context(what)?;
+        let start = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Exclusive { _file: file }),
+                Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => {
+                    if start.elapsed() < LOOK_PERIOD {
+                        tracing::warn!("another fsd has {}; waiting for it to end", path.display());
+                    }
+                    std::thread::sleep(LOOK_PERIOD);
+                }
+                Err(TryLockError::WouldBlock) => bail!(
+                    "another fsd has {}; stop it first, or choose another data directory with --data",
+                    path.display()
+                ),
+                Err(TryLockError::Error(error)) => return Err(error).with_context(what),
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! A disk that counts what is asked of it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BLOCK_BYTES, BlockAddress, Disk};
+
+/// Calls of a disk since the start, and bytes they moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskCounts {
+    /// Reads.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// Time they took together, in microseconds.
+    pub flush_us: u64,
+    /// Bytes discarded.
+    pub discard_bytes: u64,
+    /// Calls that failed.
+    pub errors: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
+    writes: AtomicU64,
+    write_bytes: AtomicU64,
+    flushes: AtomicU64,
+    flush_us: AtomicU64,
+    discard_bytes: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// See the module.
+pub struct CountedDisk {
+    disk: Arc<dyn Disk>,
+    counters: Counters,
+}
+
+impl CountedDisk {
+    /// Counts for `disk`.
+    pub fn new(disk: Arc<dyn Disk>) -> CountedDisk {
+        CountedDisk { disk, counters: Counters::default() }
+    }
+
+    /// What was counted so far.
+    pub fn counts(&self) -> DiskCounts {
+        let of = &self.counters;
+        DiskCounts {
+            reads: of.reads.load(Relaxed),
+            read_bytes: of.read_bytes.load(Relaxed),
+            writes: of.writes.load(Relaxed),
+            write_bytes: of.write_bytes.load(Relaxed),
+            flushes: of.flushes.load(Relaxed),
+            flush_us: of.flush_us.load(Relaxed),
+            discard_bytes: of.discard_bytes.load(Relaxed),
+            errors: of.errors.load(Relaxed),
+        }
+    }
+
+    fn counted<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if result.is_err() {
+            self.counters.errors.fetch_add(1, Relaxed);
+        }
+        result
+    }
+
+    fn wrote(&self, bytes: usize) {
+        self.counters.writes.fetch_add(1, Relaxed);
+        self.counters.write_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+}
+
+impl Disk for CountedDisk {
+    fn blocks(&self) -> u64 {
+        self.disk.blocks()
+    }
+
+    fn read(&self, at: BlockAddress, buffer: &mut [u8]) -> io::Result<()> {
+        self.counters.reads.fetch_add(1, Relaxed);
+        self.counters.read_bytes.fetch_add(buffer.len() as u64, Relaxed);
+        self.counted(self.disk.read(at, buffer))
+    }
+
+    fn write(&self, at: BlockAddress, data: &[u8]) -> io::Result<()> {
+        self.wrote(data.len());
+        self.counted(self.disk.write(at, data))
+    }
+
+    fn write_all(&self, runs: &[(BlockAddress, &[u8])]) -> io::Result<()> {
+        for (_, data) in runs {
+            self.wrote(data.len());
+        }
+        self.counted(self.disk.write_all(runs))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let start = Instant::now();
+        let result = self.counted(self.disk.flush());
+        self.counters.flushes.fetch_add(1, Relaxed);
+        self.counters.flush_us.fetch_add(start.elapsed().as_micros() as u64, Relaxed);
+        result
+    }
+
+    fn discard(&self, at: BlockAddress, count: u64) -> io::Result<()> {
+        self.counters.discard_bytes.fetch_add(count.saturating_mul(BLOCK_BYTES as u64), Relaxed);
+        self.counted(self.disk.discard(at, count))
+    }
+
+    fn remap(&self, from: BlockAddress, to: BlockAddress, count: u64) -> io::Result<()> {
+        self.disk.remap(from, to, count)
+    }
+}

@@ -1,0 +1,389 @@
+//! Compounds: a list of operations that run one after the other until one fails (RFC 8881 section 16.2).
+//!
+//! Order of durability: all changes of names and attributes that a compound made are durable, by one
+//! [`Vfs::commit`](crate::vfs::Vfs::commit) that is shared with other compounds, before its reply leaves; then the reply is kept in the session's slot, then
+//! sent. So a client that saw success keeps it over a crash, and one that saw nothing asks again and learns of it.
+
+use std::sync::Arc;
+
+use super::attributes;
+use super::bitmap::Bitmap;
+use super::connection::Connection;
+use super::handle::HANDLE_BYTES_MAX;
+use super::ops::{self, op};
+use super::rpc::{Call, Caller};
+use super::server::Shared;
+use super::state::session::{Begun, Channel, Fingerprint, Session};
+use super::state::stateid::{self, Stateid};
+use super::status::{Nfs4Error, Status};
+use super::xdr::{Reader, Writer};
+use crate::vfs::{Access, Attributes, Credentials, DirChange, FileKind, Ino, NAME_MAX};
+
+/// Most operations of a compound, in any session.
+pub const OPERATIONS_MAX: u32 = 128;
+/// Most bytes of a tag.
+const TAG_MAX: usize = 1024;
+/// Bytes before the results of a compound in a reply.
+pub const REPLY_HEADER: usize = 24;
+/// Room that an operation must find in the reply before it may change anything.
+const RESERVE: usize = 256;
+/// The same for LOCK and LOCKT, which may name another's owner.
+const RESERVE_LOCK: usize = 1152;
+/// Limits for what comes outside of a session.
+const NO_SESSION: Channel = Channel {
+    header_pad: 0,
+    request_max: 64 << 10,
+    response_max: 64 << 10,
+    cached_max: 0,
+    operations_max: OPERATIONS_MAX,
+    requests_max: 1,
+};
+
+/// A slot that a compound runs in.
+pub struct InSession {
+    /// Of which session.
+    pub session: Arc<Session>,
+    /// Which slot.
+    pub slot: u32,
+    /// Whether the client wants the reply to be kept.
+    pub keep: bool,
+}
+
+/// A compound that runs.
+pub struct Compound<'a> {
+    /// The server.
+    pub shared: &'a Arc<Shared>,
+    /// Where it came from.
+    pub connection: &'a Arc<Connection>,
+    /// By whom.
+    pub caller: Caller,
+    /// The same, as the filesystem sees it.
+    pub who: Credentials,
+    /// 1 or 2.
+    pub minor: u32,
+    /// Operations in it.
+    pub operations: u32,
+    /// Which of them runs, from 0.
+    pub index: u32,
+    /// Where it runs; `None` before SEQUENCE.
+    pub place: Option<InSession>,
+    /// The current file.
+    pub current: Option<Ino>,
+    /// The saved file.
+    pub saved: Option<Ino>,
+    /// The state that goes with the current file.
+    pub current_stateid: Option<Stateid>,
+    /// The state that goes with the saved file.
+    pub saved_stateid: Option<Stateid>,
+    /// Set by an operation that changed names or attributes.
+    pub changed: bool,
+    /// Set by an operation that fails with more than a status.
+    pub error_body: bool,
+    /// What SEQUENCE found was answered before.
+    pub replay: Option<Begun>,
+}
+
+/// Runs a compound, and returns its results; `None` if it is no compound.
+pub fn run(shared: &Arc<Shared>, connection: &Arc<Connection>, call: &Call<'_>) -> Option<Vec<u8>> {
+    let mut r = Reader::new(call.arguments);
+    let tag = r.opaque(TAG_MAX).ok()?;
+    let minor = r.u32().ok()?;
+    let operations = r.u32().ok()?;
+    let mut w = Writer::default();
+    w.u32(0);
+    w.opaque(tag);
+    let count_at = w.len();
+    w.u32(0);
+    let refused = if minor == 0 || minor > 2 {
+        Some(Nfs4Error::MinorVersMismatch)
+    } else if operations > OPERATIONS_MAX {
+        Some(Nfs4Error::TooManyOps)
+    } else {
+        None
+    };
+    if let Some(e) = refused {
+        w.patch(0, e.code());
+        return Some(w.into_bytes());
+    }
+    let mut compound = Compound {
+        shared,
+        connection,
+        who: shared.options.export.credentials(&call.caller),
+        caller: call.caller.clone(),
+        minor,
+        operations,
+        index: 0,
+        place: None,
+        current: None,
+        saved: None,
+        current_stateid: None,
+        saved_stateid: None,
+        changed: false,
+        error_body: false,
+        replay: None,
+    };
+    let (status, results, first_change) = compound.run_all(&mut r, &mut w, REPLY_HEADER + call.arguments.len());
+    match compound.replay.take() {
+        Some(Begun::Replay(reply)) => return Some(reply.to_vec()),
+        Some(_) => {
+            // The reply was not kept: SEQUENCE succeeds, and what follows says so (section 18.46.3).
+            w.patch(0, Nfs4Error::RetryUncachedRep.code());
+            w.u32(r.u32().unwrap_or(op::ILLEGAL));
+            w.u32(Nfs4Error::RetryUncachedRep.code());
+            w.patch(count_at, 2);
+            return Some(w.into_bytes());
+        }
+        None => {}
+    }
+    w.patch(0, status);
+    w.patch(count_at, results);
+    if let Some(change) = first_change {
+        if let Err(e) = shared.vfs.commit() {
+            tracing::error!("changes made over NFS are not durable: {e}");
+            w.truncate(change.at);
+            w.u32(change.operation);
+            w.u32(Nfs4Error::Io.code());
+            if change.operation == op::SETATTR {
+                Bitmap::default().write(&mut w);
+            }
+            w.patch(0, Nfs4Error::Io.code());
+            w.patch(count_at, change.index + 1);
+        }
+    }
+    if let Some(place) = compound.place.take() {
+        place.session.finish(place.slot, w.as_bytes(), place.keep);
+    }
+    Some(w.into_bytes())
+}
+
+/// The first operation that changed something.
+struct Change {
+    at: usize,
+    operation: u32,
+    index: u32,
+}
+
+impl Compound<'_> {
+    /// Runs the operations; the status of the last one, how many ran, and which changed something first.
+    fn run_all(&mut self, r: &mut Reader<'_>, w: &mut Writer, request_bytes: usize) -> (u32, u32, Option<Change>) {
+        let mut first_change = None;
+        for index in 0..self.operations {
+            self.index = index;
+            let at = w.len();
+            let Ok(operation) = r.u32() else {
+                w.u32(op::ILLEGAL);
+                w.u32(Nfs4Error::BadXdr.code());
+                return (Nfs4Error::BadXdr.code(), index + 1, first_change);
+            };
+            let known = op::is_known(operation, self.minor);
+            w.u32(if known { operation } else { op::ILLEGAL });
+            w.u32(0);
+            let body_at = w.len();
+            self.changed = false;
+            self.error_body = false;
+            let done = if known {
+                self.check_place(operation, w.len(), request_bytes).and_then(|()| ops::run(self, operation, r, w))
+            } else {
+                Err(Nfs4Error::OpIllegal)
+            };
+            let done = done.and_then(|()| if self.changed { Ok(()) } else { self.check_room(w.len(), 0) });
+            if self.changed && first_change.is_none() {
+                first_change = Some(Change { at, operation, index });
+            }
+            if self.replay.is_some() {
+                return (0, index + 1, first_change);
+            }
+            if let Err(e) = done {
+                if !self.error_body {
+                    w.truncate(body_at);
+                }
+                // What a failed SETATTR has set: nothing (section 18.30.2).
+                if operation == op::SETATTR {
+                    Bitmap::default().write(w);
+                }
+                w.patch(at + 4, e.code());
+                return (e.code(), index + 1, first_change);
+            }
+        }
+        (0, self.operations, first_change)
+    }
+
+    /// Which operations may stand where (sections 2.10.6.2 and 16.2.3), and whether their results find room.
+    fn check_place(&self, operation: u32, len: usize, request_bytes: usize) -> Status<()> {
+        if self.index == 0 && operation != op::SEQUENCE {
+            if !op::is_sessionless(operation) {
+                return Err(Nfs4Error::OpNotInSession);
+            }
+            return if self.operations == 1 { Ok(()) } else { Err(Nfs4Error::NotOnlyOp) };
+        }
+        if self.index > 0 && operation == op::SEQUENCE {
+            return Err(Nfs4Error::SequencePos);
+        }
+        if self.index == 1 {
+            let fore = self.channel();
+            if self.operations > fore.operations_max {
+                return Err(Nfs4Error::TooManyOps);
+            }
+            if request_bytes > fore.request_max as usize {
+                return Err(Nfs4Error::ReqTooBig);
+            }
+        }
+        let reserve = match operation {
+            op::LOCK | op::LOCKT => RESERVE_LOCK,
+            _ if op::may_change(operation) => RESERVE,
+            _ => 0,
+        };
+        self.check_room(len, reserve)
+    }
+
+    fn check_room(&self, len: usize, more: usize) -> Status<()> {
+        let all = REPLY_HEADER + len + more;
+        if all > self.channel().response_max as usize {
+            return Err(Nfs4Error::RepTooBig);
+        }
+        match &self.place {
+            Some(place) if place.keep && all > place.session.fore.cached_max as usize => {
+                Err(Nfs4Error::RepTooBigToCache)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes that still find room in the reply.
+    pub fn room(&self, w: &Writer) -> usize {
+        let max = match &self.place {
+            Some(place) if place.keep => place.session.fore.cached_max.min(place.session.fore.response_max),
+            _ => self.channel().response_max,
+        };
+        (max as usize).saturating_sub(REPLY_HEADER + w.len())
+    }
+
+    fn channel(&self) -> Channel {
+        self.place.as_ref().map_or(NO_SESSION, |place| place.session.fore)
+    }
+
+    /// What tells a retry from another request.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint { caller: self.caller.clone(), operations: self.operations }
+    }
+
+    /// The client whose session this is.
+    pub fn client(&self) -> Status<u64> {
+        Ok(self.place.as_ref().ok_or(Nfs4Error::OpNotInSession)?.session.client)
+    }
+
+    /// The current file.
+    pub fn current(&self) -> Status<Ino> {
+        self.current.ok_or(Nfs4Error::NoFileHandle)
+    }
+
+    /// The saved file.
+    pub fn saved(&self) -> Status<Ino> {
+        self.saved.ok_or(Nfs4Error::NoFileHandle)
+    }
+
+    /// Another file becomes the current one.
+    pub fn set_current(&mut self, ino: Option<Ino>) {
+        self.current = ino;
+        self.current_stateid = None;
+    }
+
+    /// Refuses to change anything through a read-only export.
+    pub fn writable(&self) -> Status<()> {
+        if self.shared.options.export.read_only { Err(Nfs4Error::Rofs) } else { Ok(()) }
+    }
+
+    /// Reads a file handle.
+    pub fn read_handle(&self, r: &mut Reader<'_>) -> Status<Ino> {
+        self.shared.handles.open(r.opaque(HANDLE_BYTES_MAX)?)
+    }
+
+    /// Reads a state identifier, and puts the real one in place of "the current one".
+    pub fn read_stateid(&self, r: &mut Reader<'_>) -> Status<Stateid> {
+        self.resolve(Stateid::read(r)?, self.current_stateid)
+    }
+
+    /// The same, for one that goes with the saved file.
+    pub fn read_saved_stateid(&self, r: &mut Reader<'_>) -> Status<Stateid> {
+        self.resolve(Stateid::read(r)?, self.saved_stateid)
+    }
+
+    fn resolve(&self, read: Stateid, current: Option<Stateid>) -> Status<Stateid> {
+        match read {
+            stateid::CURRENT => current.ok_or(Nfs4Error::BadStateId),
+            stateid::ANONYMOUS | stateid::BYPASS => Ok(read),
+            other if other.is_special() => Err(Nfs4Error::BadStateId),
+            other => Ok(other),
+        }
+    }
+
+    /// A directory's error, where the file is no directory: symbolic links are named (section 18.13.3).
+    pub fn dir_error(&self, dir: Ino, error: Nfs4Error) -> Nfs4Error {
+        let is_link = || self.shared.vfs.getattr(dir).is_ok_and(|file| file.kind == FileKind::Symlink);
+        if error == Nfs4Error::NotDir && is_link() { Nfs4Error::Symlink } else { error }
+    }
+
+    /// Refuses what is not a regular file.
+    pub fn check_regular(file: &Attributes) -> Status<()> {
+        match file.kind {
+            FileKind::File => Ok(()),
+            FileKind::Directory => Err(Nfs4Error::IsDir),
+            FileKind::Symlink => Err(Nfs4Error::Symlink),
+            _ => Err(Nfs4Error::WrongType),
+        }
+    }
+
+    /// Whether the caller has all these permissions. Who may run a file may read it: its pages must come from somewhere.
+    pub fn check_access(&self, ino: Ino, wanted: Access) -> Status<()> {
+        let asked = Access { execute: wanted.execute || wanted.read, ..wanted };
+        let has = self.shared.vfs.access(&self.who, ino, asked)?;
+        let read = !wanted.read || has.read || has.execute;
+        if read && (!wanted.write || has.write) && (!wanted.execute || has.execute) {
+            Ok(())
+        } else {
+            Err(Nfs4Error::Access)
+        }
+    }
+
+    /// Writes attributes of a file.
+    pub fn write_attributes(&self, w: &mut Writer, asked: Bitmap, file: &Attributes) -> Status<()> {
+        let context = self.attribute_context(asked)?;
+        attributes::write(w, asked, file, &context);
+        Ok(())
+    }
+
+    /// What attributes are written with.
+    pub fn attribute_context(&self, asked: Bitmap) -> Status<attributes::Context<'_>> {
+        let statfs = if attributes::needs_statfs(asked) { Some(self.shared.vfs.statfs()?) } else { None };
+        Ok(attributes::Context {
+            minor: self.minor,
+            handles: &self.shared.handles,
+            lease_s: u32::try_from(self.shared.options.lease.as_secs()).unwrap_or(u32::MAX).max(1),
+            transfer_max: self.shared.options.transfer_max,
+            clone_block: 4096,
+            statfs,
+        })
+    }
+}
+
+/// Reads a name within a directory.
+///
+/// # Errors
+/// `Inval`, `NameTooLong`, `BadChar`, `BadName` (section 14.5).
+pub fn read_name<'a>(r: &mut Reader<'a>) -> Status<&'a [u8]> {
+    let name = r.opaque(64 << 10)?;
+    match name {
+        b"" => Err(Nfs4Error::Inval),
+        b"." | b".." => Err(Nfs4Error::BadName),
+        _ if name.len() > NAME_MAX => Err(Nfs4Error::NameTooLong),
+        _ if name.contains(&b'/') || name.contains(&0) => Err(Nfs4Error::BadChar),
+        _ => Ok(name),
+    }
+}
+
+/// Writes a change_info4: the counters were taken in one step with the change.
+pub fn write_change(w: &mut Writer, change: DirChange) {
+    w.bool(true);
+    w.u64(change.before);
+    w.u64(change.after);
+}

@@ -1,0 +1,235 @@
+//! OPEN, OPEN_DOWNGRADE and CLOSE.
+
+use super::names::new_attributes;
+use crate::export::nfs4::attributes::{Settings, number};
+use crate::export::nfs4::bitmap::Bitmap;
+use crate::export::nfs4::compound::{Compound, read_name, write_change};
+use crate::export::nfs4::state::open::{BOTH, READ, WRITE};
+use crate::export::nfs4::state::stateid::{ANONYMOUS, INVALID, Stateid};
+use crate::export::nfs4::status::{Nfs4Error, Status};
+use crate::export::nfs4::xdr::{Reader, Writer};
+use crate::vfs::{Access, Attributes, DirChange, FileKind, Ino, Make, SetAttributes, Time, VfsError};
+
+const OWNER_MAX: usize = 1024;
+const RESULT_LOCKTYPE_POSIX: u32 = 0x4;
+const RESULT_PRESERVE_UNLINKED: u32 = 0x8;
+const RESULT_MAY_NOTIFY_LOCK: u32 = 0x20;
+/// Permission bits of a new file of which the client says nothing.
+const DEFAULT_MODE: u32 = 0o600;
+
+/// createhow4.
+enum How {
+    Unchecked(Settings),
+    Guarded(Settings),
+    /// The verifier tells a repeated request from another's file.
+    Exclusive([u8; 8], Settings),
+}
+
+/// What an OPEN found or made.
+struct Opened {
+    file: Attributes,
+    made: bool,
+    dir: DirChange,
+    set: Bitmap,
+    /// An existing file is to be emptied.
+    truncate: bool,
+}
+
+impl Opened {
+    fn existing(file: Attributes, dir: DirChange) -> Opened {
+        Opened { file, made: false, dir, set: Bitmap::default(), truncate: false }
+    }
+}
+
+pub fn open(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<()> {
+    let _seqid = r.u32()?;
+    let access = r.u32()?;
+    let deny = r.u32()?;
+    // The client is the session's, whatever stands here (RFC 8881 section 18.16.3).
+    let _client = r.u64()?;
+    let owner = r.opaque(OWNER_MAX)?;
+    let how = match r.u32()? {
+        0 => None,
+        1 => Some(read_how(r, c.minor)?),
+        _ => return Err(Nfs4Error::BadXdr),
+    };
+    // Above are wishes for delegations, which nobody gets.
+    let access = access & 0xff;
+    if !(READ..=BOTH).contains(&access) || deny > BOTH {
+        return Err(Nfs4Error::Inval);
+    }
+    let client = c.client()?;
+    let claim = r.u32()?;
+    c.shared.table().check_grace(client, claim == 1)?;
+    if access & WRITE != 0 || how.is_some() {
+        c.writable()?;
+    }
+    let opened = match claim {
+        0 => {
+            let name = read_name(r)?;
+            let dir = c.current()?;
+            match how {
+                Some(how) => make(c, dir, name, how)?,
+                None => {
+                    let file = c.shared.vfs.lookup(&c.who, dir, name).map_err(|e| c.dir_error(dir, e.into()))?;
+                    Opened::existing(file, unchanged(c, dir)?)
+                }
+            }
+        }
+        // By handle: of what was open before a restart (with a type of delegation), or is known already.
+        1 | 4 => {
+            if claim == 1 {
+                r.u32()?;
+            }
+            if how.is_some() {
+                return Err(Nfs4Error::Inval);
+            }
+            Opened::existing(c.shared.vfs.getattr(c.current()?)?, DirChange { before: 0, after: 0 })
+        }
+        // Under delegations, of which there are none.
+        2 | 3 | 5 | 6 => return Err(Nfs4Error::BadStateId),
+        _ => return Err(Nfs4Error::BadXdr),
+    };
+    c.changed |= opened.made;
+    Compound::check_regular(&opened.file)?;
+    let ino = opened.file.ino;
+    // Who made it may use it whatever its mode; who opened it before a restart was checked then.
+    if !opened.made && claim != 1 {
+        c.check_access(ino, Access { read: access & READ != 0, write: access & WRITE != 0, execute: false })?;
+    }
+    if opened.truncate {
+        let denied = c.shared.table().check_io(ANONYMOUS, client, ino, WRITE).is_err();
+        if denied {
+            return Err(Nfs4Error::ShareDenied);
+        }
+        let set = SetAttributes { size: Some(0), ..SetAttributes::default() };
+        c.shared.vfs.setattr(&c.who, ino, &set, false)?;
+        c.changed = true;
+    }
+    let stateid = share(c, client, owner, ino, access, deny)?;
+    c.set_current(Some(ino));
+    c.current_stateid = Some(stateid);
+
+    stateid.write(w);
+    write_change(w, opened.dir);
+    let preserve = if c.shared.options.preserve_unlinked { RESULT_PRESERVE_UNLINKED } else { 0 };
+    w.u32(RESULT_LOCKTYPE_POSIX | RESULT_MAY_NOTIFY_LOCK | preserve);
+    opened.set.write(w);
+    // OPEN_DELEGATE_NONE.
+    w.u32(0);
+    Ok(())
+}
+
+/// Holds the file and notes the open.
+fn share(c: &Compound<'_>, client: u64, owner: &[u8], ino: Ino, access: u32, deny: u32) -> Status<Stateid> {
+    let vfs = &c.shared.vfs;
+    vfs.hold(ino)?;
+    let opened = c.shared.table().open(client, owner, ino, access, deny);
+    match opened {
+        Ok((stateid, gone)) => {
+            gone.go(&**vfs);
+            Ok(stateid)
+        }
+        Err(e) => {
+            vfs.release(ino);
+            Err(e)
+        }
+    }
+}
+
+fn unchanged(c: &Compound<'_>, dir: Ino) -> Status<DirChange> {
+    let change = c.shared.vfs.getattr(dir)?.change;
+    Ok(DirChange { before: change, after: change })
+}
+
+fn read_how(r: &mut Reader<'_>, minor: u32) -> Status<How> {
+    Ok(match r.u32()? {
+        0 => How::Unchecked(Settings::read(r, minor)?),
+        1 => How::Guarded(Settings::read(r, minor)?),
+        2 => How::Exclusive(r.fixed()?, Settings::default()),
+        3 => {
+            let verifier = r.fixed()?;
+            let settings = Settings::read(r, minor)?;
+            settings.check_exclusive()?;
+            How::Exclusive(verifier, settings)
+        }
+        _ => return Err(Nfs4Error::BadXdr),
+    })
+}
+
+/// The times that keep an exclusive create's verifier, until the client sets them: whole seconds of at most 31 bits, which any filesystem can keep.
+fn verifier_times(verifier: [u8; 8]) -> (Time, Time) {
+    let half = |at: usize| {
+        let word = u32::from_be_bytes([verifier[at], verifier[at + 1], verifier[at + 2], verifier[at + 3]]);
+        Time::from_parts(i64::from(word & 0x7fff_ffff), 0)
+    };
+    (half(0), half(4))
+}
+
+/// The open with creation (RFC 8881 section 18.16.3).
+fn make(c: &Compound<'_>, dir: Ino, name: &[u8], how: How) -> Status<Opened> {
+    let vfs = &c.shared.vfs;
+    let (settings, exclusive, verifier) = match how {
+        How::Unchecked(settings) => (settings, false, None),
+        How::Guarded(settings) => (settings, true, None),
+        How::Exclusive(verifier, settings) => (settings, true, Some(verifier)),
+    };
+    let mut with = new_attributes(&settings, DEFAULT_MODE);
+    let mut set = settings.named;
+    if let Some(verifier) = verifier {
+        let (accessed, modified) = verifier_times(verifier);
+        (with.accessed, with.modified) = (Some(accessed), Some(modified));
+        set.insert(number::TIME_ACCESS);
+        set.insert(number::TIME_MODIFY);
+    }
+    let error = match vfs.make(&c.who, dir, name, &Make::File { exclusive }, &with) {
+        Ok(made) if made.made => {
+            return Ok(Opened { file: made.attributes, made: true, dir: made.dir, set, truncate: false });
+        }
+        Ok(made) => return Ok(existing(&settings, made.attributes, made.dir)),
+        Err(e) => e,
+    };
+    if !matches!(error, VfsError::Exists) {
+        return Err(c.dir_error(dir, error.into()));
+    }
+    let file = vfs.lookup(&c.who, dir, name)?;
+    let change = unchanged(c, dir)?;
+    match verifier {
+        Some(verifier) if file.kind == FileKind::File && (file.accessed, file.modified) == verifier_times(verifier) => {
+            // Made by this very request, whose reply was lost.
+            Ok(Opened { file, made: true, dir: change, set, truncate: false })
+        }
+        // Without O_EXCL, what exists is opened, or refused for what it is.
+        None if !exclusive => Ok(existing(&settings, file, change)),
+        _ => Err(Nfs4Error::Exist),
+    }
+}
+
+/// An existing file that was to be created without O_EXCL: of the attributes only a size of 0 counts.
+fn existing(settings: &Settings, file: Attributes, dir: DirChange) -> Opened {
+    let truncate = settings.values.size == Some(0);
+    let set = if truncate { Bitmap::of(&[number::SIZE]) } else { Bitmap::default() };
+    Opened { truncate: truncate && file.kind == FileKind::File, set, ..Opened::existing(file, dir) }
+}
+
+pub fn downgrade(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<()> {
+    let stateid = c.read_stateid(r)?;
+    let _seqid = r.u32()?;
+    let (access, deny) = (r.u32()? & 0xff, r.u32()?);
+    let (client, ino) = (c.client()?, c.current()?);
+    let stateid = c.shared.table().downgrade(stateid, client, ino, access, deny)?;
+    c.current_stateid = Some(stateid);
+    stateid.write(w);
+    Ok(())
+}
+
+pub fn close(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<()> {
+    let _seqid = r.u32()?;
+    let stateid = c.read_stateid(r)?;
+    let (client, ino) = (c.client()?, c.current()?);
+    let gone = c.shared.table().close(stateid, client, ino)?;
+    gone.go(&*c.shared.vfs);
+    c.current_stateid = None;
+    INVALID.write(w);
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! Listening, stopping, and what all connections share.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::connection;
+use super::handle::Handles;
+use super::options::NfsOptions;
+use super::records::Start;
+use super::state::{Let, Table};
+use super::waiting::Waiting;
+use crate::export::nfs3::replies::Replies;
+use crate::vfs::Vfs;
+
+/// Clients that hold something keep it for this many leases of silence, unless it is in somebody's way.
+const COURTESY_LEASES: u32 = 960;
+/// Connections at a time.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// What all connections share.
+pub struct Shared {
+    /// The tree.
+    pub vfs: Arc<dyn Vfs>,
+    /// How it is exported.
+    pub options: NfsOptions,
+    /// Makes file handles.
+    pub handles: Handles,
+    /// Who this server is.
+    pub start: Start,
+    /// Names the filesystem for ever.
+    pub fs_id: [u8; 16],
+    /// What was answered to requests of version 3.
+    pub replies: Replies,
+    /// Who wants to know when a lock is free.
+    pub waiting: Arc<Waiting>,
+    /// Whether the filesystem was told that the grace period is over.
+    recovered: AtomicBool,
+    table: Mutex<Table>,
+}
+
+impl Shared {
+    /// Begins a start of the server. Blocks.
+    ///
+    /// # Errors
+    /// The records or the filesystem cannot be read.
+    pub fn new(vfs: Arc<dyn Vfs>, mut options: NfsOptions) -> io::Result<Shared> {
+        options.transfer_max = options.transfer_max.clamp(4 << 10, 4 << 20) / 4096 * 4096;
+        options.slots = options.slots.clamp(1, 1024);
+        let start = options.records.start()?;
+        let fs_id = vfs.statfs().map_err(|e| io::Error::other(e.to_string()))?.id;
+        let table = Table::new(
+            start.boot,
+            start.clients.clone(),
+            vfs.clone(),
+            options.records.clone(),
+            options.lease,
+            options.grace,
+        );
+        let handles = Handles::new(start.handle_key, fs_id);
+        Ok(Shared {
+            vfs,
+            options,
+            handles,
+            start,
+            fs_id,
+            replies: Replies::default(),
+            waiting: Arc::default(),
+            recovered: AtomicBool::new(false),
+            table: Mutex::new(table),
+        })
+    }
+
+    /// What clients hold.
+    pub fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no panic under the lock")
+    }
+}
+
+/// A running server.
+pub struct Server {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+}
+
+impl Server {
+    /// Serves NFSv4.1 and 4.2 on a listening socket.
+    ///
+    /// # Errors
+    /// The records or the filesystem cannot be read.
+    pub async fn start(listener: TcpListener, vfs: Arc<dyn Vfs>, options: NfsOptions) -> io::Result<Server> {
+        let address = listener.local_addr()?;
+        let shared =
+            tokio::task::spawn_blocking(move || Shared::new(vfs, options)).await.map_err(io::Error::other)??;
+        let shared = Arc::new(shared);
+        let (stop, stopped) = watch::channel(false);
+        let accepting = tokio::spawn(accept(shared.clone(), listener, stopped));
+        Ok(Server { shared, address, stop, accepting })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Clients, sessions, opens and locks at the moment.
+    pub fn counts(&self) -> (usize, usize, usize, usize) {
+        self.shared.table().counts()
+    }
+
+    /// Ends all connections, waits for what runs, and gives up locks; clients can take back from the next server what they held.
+    ///
+    /// Open files come back still held. A process that ends just drops them: what of them has no name waits on the disk for the next server's
+    /// clients ([`Vfs::end_recovery`]). Who goes on with the same [`Vfs`] releases them when the next server's grace period is over.
+    pub async fn stop(self) -> Let {
+        // Nobody listens any more if this fails.
+        let _ = self.stop.send(true);
+        let _ = self.accepting.await;
+        let shared = self.shared;
+        tokio::task::spawn_blocking(move || shared.table().clear()).await.unwrap_or_default()
+    }
+}
+
+async fn accept(shared: Arc<Shared>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+    let mut connections = tokio::task::JoinSet::new();
+    let stopped = stop.clone();
+    let mut tick =
+        tokio::time::interval(shared.options.lease.clamp(Duration::from_millis(100), Duration::from_secs(5)));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                Ok((stream, peer)) => {
+                    connections.spawn(connection::serve(shared.clone(), stream, peer.ip(), stopped.clone()));
+                }
+                Err(e) => {
+                    // Out of file descriptors, most likely: others may end.
+                    tracing::warn!("an NFS connection is not accepted: {e}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            _ = tick.tick() => {
+                let shared = shared.clone();
+                let expired = tokio::task::spawn_blocking(move || {
+                    let (gone, in_grace) = {
+                        let mut table = shared.table();
+                        (table.expire_silent(COURTESY_LEASES), table.in_grace())
+                    };
+                    gone.go(&*shared.vfs);
+                    // Whoever held a file that has no name had the time to open it again.
+                    if !in_grace && !shared.recovered.swap(true, Ordering::Relaxed) {
+                        shared.vfs.end_recovery();
+                    }
+                });
+                let _ = expired.await;
+            }
+            () = connection::stopped(&mut stop) => break,
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}

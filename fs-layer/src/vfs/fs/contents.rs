@@ -1,0 +1,456 @@
+//! Reading and writing files.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use zerocopy::little_endian::{U16, U32};
+
+use super::permission::without_set_ids;
+use super::truncate::data_error;
+use super::write_back::{blocks, field};
+use super::{Filesystem, now};
+use crate::disk::BLOCK_BYTES;
+use crate::extent::{self, FILE_BLOCKS_MAX, Mapping};
+use crate::file::{PAGE_BYTES, Page};
+use crate::inode::Inode;
+use crate::layout::{CONTENT_BYTES, Content};
+use crate::vfs::{
+    Attributes, Credentials, FILE_SIZE_MAX, Fallocate, FileKind, Ino, ReadData, Result, Seek, VfsError, WriteAt, Written,
+};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+impl Filesystem {
+    /// A regular file; its lock is held.
+    fn load_file(&self, ino: Ino) -> Result<Inode> {
+        let inode = self.load(ino)?;
+        match inode.kind() {
+            Some(FileKind::File) => Ok(inode),
+            Some(FileKind::Directory) => Err(VfsError::IsDirectory),
+            Some(FileKind::Symlink) => Err(VfsError::Symlink),
+            _ => Err(VfsError::Invalid),
+        }
+    }
+
+    pub(super) fn do_read(&self, ino: Ino, offset: u64, len: u32) -> Result<ReadData> {
+        let guard = self.shared(ino)?;
+        let inode = self.load_file(ino)?;
+        let size = inode.size.get();
+        let end = offset.saturating_add(u64::from(len)).min(size);
+        let data = if offset < end { self.read_range(&inode, offset, end)? } else { Bytes::new() };
+        drop(guard);
+        self.note_read(&inode);
+        Ok(ReadData { end: offset.saturating_add(data.len() as u64) >= size, data })
+    }
+
+    fn read_range(&self, inode: &Inode, offset: u64, end: u64) -> Result<Bytes> {
+        let whole_inline = inode.content_kind() == Some(Content::Inline) && Self::fits_inline(inode.size.get());
+        if whole_inline && !self.pages.is_dirty(inode.ino, 0) {
+            let content = &inode.content[offset as usize..end as usize];
+            return Ok(Bytes::copy_from_slice(content));
+        }
+        let mut data = BytesMut::with_capacity((end - offset) as usize);
+        let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
+        let mut copy = |block: u64, page: &[u8]| {
+            let from = if block == first { (offset % BLOCK) as usize } else { 0 };
+            let to = if block == last { ((end - 1) % BLOCK) as usize + 1 } else { PAGE_BYTES };
+            data.extend_from_slice(&page[from..to]);
+        };
+        let mut block = first;
+        while block <= last {
+            if let Some(page) = self.pages.get(inode.ino, block) {
+                copy(block, &page[..]);
+                block += 1;
+                continue;
+            }
+            let mut missing = 1;
+            while block + missing <= last && self.pages.get(inode.ino, block + missing).is_none() {
+                missing += 1;
+            }
+            let file_end = blocks(inode.size.get());
+            let count = self.pages.read_ahead(inode.ino, block, missing).min(file_end - block);
+            let bytes = self.load_blocks(inode, block, count)?;
+            for (index, page) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
+                let at = block + index as u64;
+                if (index as u64) < missing {
+                    copy(at, page);
+                }
+                self.pages.insert(inode.ino, at, Arc::new(page.try_into().expect("whole pages")));
+            }
+            block += missing;
+        }
+        Ok(data.freeze())
+    }
+
+    /// Blocks as the disk has them, zeros behind the end of the file.
+    fn load_blocks(&self, inode: &Inode, block: u64, count: u64) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; count as usize * PAGE_BYTES];
+        match inode.content_kind() {
+            Some(Content::Inline) => {
+                if block == 0 {
+                    let inline = inode.inline();
+                    bytes[..inline.len()].copy_from_slice(inline);
+                }
+            }
+            Some(Content::Extents) => {
+                let mut runs = Vec::new();
+                extent::list(&self.journal, &inode.content, block, |extent| {
+                    if extent.start >= block + count {
+                        return std::ops::ControlFlow::Break(());
+                    }
+                    if !extent.unwritten {
+                        runs.push(extent);
+                    }
+                    std::ops::ControlFlow::Continue(())
+                })?;
+                for extent in runs {
+                    let (from, to) = (extent.start.max(block), extent.end().min(block + count));
+                    let part = &mut bytes[(from - block) as usize * PAGE_BYTES..(to - block) as usize * PAGE_BYTES];
+                    let read = self.journal.disk().read(extent.address_of(from), part);
+                    read.map_err(|e| data_error(inode, from, &e))?;
+                }
+            }
+            _ => {}
+        }
+        let size = inode.size.get();
+        if (block + count) * BLOCK > size {
+            let keep = size.saturating_sub(block * BLOCK).min(bytes.len() as u64) as usize;
+            bytes[keep..].fill(0);
+        }
+        Ok(bytes)
+    }
+
+    /// A page as it is now.
+    pub(super) fn page(&self, inode: &Inode, block: u64) -> Result<Page> {
+        if let Some(page) = self.pages.get(inode.ino, block) {
+            return Ok(page);
+        }
+        let bytes = self.load_blocks(inode, block, 1)?;
+        Ok(Arc::new(bytes[..].try_into().expect("one page")))
+    }
+
+    /// Writes to the page cache or the inode, not to its attributes. The lock is held; the inode is saved by the caller.
+    fn put_bytes(&self, inode: &mut Inode, offset: u64, data: &[u8]) -> Result<()> {
+        let end = offset + data.len() as u64;
+        let size = inode.size.get();
+        if end > size {
+            self.before_growth(inode)?;
+        }
+        let inline = inode.content_kind() == Some(Content::Inline);
+        if inline && Self::fits_inline(end.max(size)) && !self.pages.is_dirty(inode.ino, 0) {
+            let body = inode.edit();
+            body.content[offset as usize..end as usize].copy_from_slice(data);
+            body.content_len = U16::new(body.content_len.get().max(end as u16));
+            // A clean page of what it was before.
+            self.pages.forget(inode.ino, 0, 1);
+        } else {
+            let mut done = 0;
+            while done < data.len() {
+                let at = offset + done as u64;
+                let (block, from) = (at / BLOCK, (at % BLOCK) as usize);
+                let len = (PAGE_BYTES - from).min(data.len() - done);
+                let part = &data[done..done + len];
+                let base = if len == PAGE_BYTES { Arc::new([0; PAGE_BYTES]) } else { self.page(inode, block)? };
+                self.pages.write(inode.ino, block, || base, |page| page[from..from + len].copy_from_slice(part));
+                done += len;
+            }
+        }
+        if end > size {
+            inode.edit().size = field(end);
+        }
+        Ok(())
+    }
+
+    pub(super) fn do_write(&self, who: &Credentials, ino: Ino, at: WriteAt, data: &[u8]) -> Result<Written> {
+        self.begin()?;
+        let guard = self.exclusive(ino)?;
+        let mut inode = self.load_file(ino)?;
+        let offset = match at {
+            WriteAt::Offset(offset) => offset,
+            WriteAt::End => inode.size.get(),
+        };
+        if data.is_empty() {
+            return Ok(Written { offset, attributes: inode.attributes() });
+        }
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
+        let end = end.ok_or(VfsError::TooLarge)?;
+        self.check_space(blocks(end - offset) + 1, 0)?;
+        self.put_bytes(&mut inode, offset, data)?;
+        self.touch_written(who, &mut inode);
+        let mut tx = self.tx();
+        inode.save(&mut tx)?;
+        tx.publish()?;
+        drop(guard);
+        self.relieve();
+        Ok(Written { offset, attributes: inode.attributes() })
+    }
+
+    fn touch_written(&self, who: &Credentials, inode: &mut Inode) {
+        let body = inode.edit();
+        body.touch_contents(now());
+        if who.uid != 0 {
+            body.mode = U32::new(without_set_ids(body));
+        }
+    }
+
+    pub(super) fn do_fsync(&self, ino: Ino) -> Result<()> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        self.write_back(ino)?;
+        let (sequence, ticket) = {
+            let _guard = self.shared(ino)?;
+            let inode = self.load(ino)?;
+            (self.journal.changed_in(inode.address()), self.pages.ticket(ino))
+        };
+        self.journal.commit(sequence, ticket)
+    }
+
+    pub(super) fn do_fallocate(
+        &self,
+        who: &Credentials,
+        ino: Ino,
+        how: Fallocate,
+        offset: u64,
+        len: u64,
+    ) -> Result<Attributes> {
+        self.begin()?;
+        if len == 0 {
+            return Err(VfsError::Invalid);
+        }
+        let end = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(VfsError::TooLarge)?;
+        let grows = matches!(how, Fallocate::Allocate | Fallocate::ZeroRange);
+        let zeros = !matches!(how, Fallocate::Allocate | Fallocate::KeepSize);
+        let keeps = how != Fallocate::PunchHole;
+        let _guard = self.exclusive(ino)?;
+        let mut inode = self.load_file(ino)?;
+        if keeps {
+            self.check_space(blocks(len) + 1, 0)?;
+        }
+        if grows && end > inode.size.get() {
+            self.before_growth(&mut inode)?;
+            inode.edit().size = field(end);
+        }
+        if zeros {
+            self.zero_range(&mut inode, offset, end)?;
+        }
+        if keeps {
+            self.keep_space(&mut inode, offset, end)?;
+        }
+        self.touch_written(who, &mut inode);
+        let mut tx = self.tx();
+        inode.save(&mut tx)?;
+        tx.publish()?;
+        Ok(inode.attributes())
+    }
+
+    /// Lets a range read as zeros: whole blocks become a hole, parts of blocks are written.
+    fn zero_range(&self, inode: &mut Inode, offset: u64, end: u64) -> Result<()> {
+        let size = inode.size.get();
+        // Within the inode there are no blocks.
+        if inode.content_kind() == Some(Content::Inline) {
+            let len = u64::from(inode.content_len.get());
+            if self.pages.next_dirty(inode.ino, 0).is_none() {
+                let (from, to) = (offset.min(len) as usize, end.min(len) as usize);
+                inode.edit().content[from..to].fill(0);
+                self.pages.forget(inode.ino, 0, u64::MAX);
+                return Ok(());
+            }
+            self.write_back_whole(inode, false)?;
+            if inode.content_kind() == Some(Content::Inline) {
+                return self.zero_range(inode, offset, end);
+            }
+        }
+        let (first, last) = (offset.div_ceil(BLOCK), if end >= size { blocks(end) } else { end / BLOCK });
+        let part = |block: u64, from: u64, to: u64| -> Result<()> {
+            let mapped = matches!(extent::get(&self.journal, &inode.content, block)?, Mapping::Extent(e) if !e.unwritten);
+            if from < to && block * BLOCK < size && (mapped || self.pages.is_dirty(inode.ino, block)) {
+                let page = self.page(inode, block)?;
+                self.pages.write(inode.ino, block, || page, |page| page[from as usize..to as usize].fill(0));
+            }
+            Ok(())
+        };
+        if offset / BLOCK == (end - 1) / BLOCK && (offset % BLOCK != 0 || last <= offset / BLOCK) {
+            part(offset / BLOCK, offset % BLOCK, (end - 1) % BLOCK + 1)?;
+            return Ok(());
+        }
+        if offset % BLOCK != 0 {
+            part(offset / BLOCK, offset % BLOCK, BLOCK)?;
+        }
+        if last < blocks(end) {
+            part(last, 0, end % BLOCK)?;
+        }
+        if first < last {
+            self.pages.forget(inode.ino, first, last);
+            let mut from = first;
+            loop {
+                let mut tx = self.tx();
+                let more = self.remove_range(&mut tx, inode, from, last, self.extents_per_tx())?;
+                let Some(next) = more else {
+                    inode.save(&mut tx)?;
+                    tx.publish()?;
+                    return Ok(());
+                };
+                inode.save(&mut tx)?;
+                tx.publish()?;
+                self.journal.make_room()?;
+                from = next;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all dirty pages of a file back whose lock is held.
+    fn write_back_whole(&self, inode: &mut Inode, out: bool) -> Result<()> {
+        let mut from = 0;
+        while let Some(next) = self.pages.next_dirty(inode.ino, from) {
+            from = self.write_back_some(inode, next, out)?;
+            self.journal.make_room()?;
+        }
+        Ok(())
+    }
+
+    /// Gives addresses to the holes of a range, unwritten.
+    fn keep_space(&self, inode: &mut Inode, offset: u64, end: u64) -> Result<()> {
+        if inode.content_kind() == Some(Content::Inline) {
+            if end <= CONTENT_BYTES as u64 && Self::fits_inline(inode.size.get()) {
+                return Ok(());
+            }
+            self.leave_inode(inode)?;
+        }
+        let size_blocks = blocks(inode.size.get().max(end));
+        let mut block = offset / BLOCK;
+        let last = blocks(end);
+        while block < last {
+            let mut tx = self.tx();
+            let before = extent::counts(&inode.content)?;
+            for _ in 0..self.extents_per_tx() {
+                if block >= last {
+                    break;
+                }
+                block = match extent::get(&tx, &inode.content, block)? {
+                    Mapping::Extent(extent) => extent.end(),
+                    Mapping::Hole { end } => {
+                        let wanted = (end.min(last) - block).min(u64::from(u32::MAX)) as u32;
+                        let content = &mut inode.edit().content;
+                        let ask = |tx: &mut crate::journal::Tx<'_>, count| tx.allocate(count);
+                        extent::allocate(&mut tx, content, block, wanted, true, size_blocks, ask)?.end()
+                    }
+                };
+            }
+            self.count_extents(&mut tx, inode, before)?;
+            inode.save(&mut tx)?;
+            tx.publish()?;
+            self.journal.make_room()?;
+        }
+        Ok(())
+    }
+
+    /// Lets a file have a map in its inode instead of its data.
+    fn leave_inode(&self, inode: &mut Inode) -> Result<()> {
+        if inode.content_len.get() > 0 {
+            let page = self.page(inode, 0)?;
+            self.pages.write(inode.ino, 0, || page, |_| ());
+        }
+        self.write_back_whole(inode, true)?;
+        if inode.content_kind() == Some(Content::Inline) {
+            let body = inode.edit();
+            body.set_content_kind(Content::Extents);
+            body.content.fill(0);
+            body.content_len = U16::ZERO;
+            extent::init(&mut body.content);
+        }
+        Ok(())
+    }
+
+    pub(super) fn do_seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<u64> {
+        let _guard = self.shared(ino)?;
+        let inode = self.load_file(ino)?;
+        let size = inode.size.get();
+        if offset >= size {
+            return Err(VfsError::NoSuchAddress);
+        }
+        let found = match inode.content_kind() {
+            Some(Content::Extents) => self.seek_blocks(&inode, offset, size, what)?,
+            // Data in the inode, and what was not written back yet.
+            _ => {
+                let len = u64::from(inode.content_len.get());
+                let in_inode = |block: u64| block == 0 && len > 0;
+                self.seek_pages(inode.ino, offset, size, what, in_inode)
+            }
+        };
+        match what {
+            Seek::Hole => Ok(found.unwrap_or(size).min(size)),
+            Seek::Data => found.filter(|found| *found < size).ok_or(VfsError::NoSuchAddress),
+        }
+    }
+
+    fn seek_pages(&self, ino: Ino, offset: u64, size: u64, what: Seek, data: impl Fn(u64) -> bool) -> Option<u64> {
+        let mut block = offset / BLOCK;
+        while block < blocks(size) {
+            let is_data = data(block) || self.pages.is_dirty(ino, block);
+            if is_data == (what == Seek::Data) {
+                return Some((block * BLOCK).max(offset));
+            }
+            block = match what {
+                Seek::Data => self.pages.next_dirty(ino, block + 1)?,
+                Seek::Hole => block + 1,
+            };
+        }
+        None
+    }
+
+    fn seek_blocks(&self, inode: &Inode, offset: u64, size: u64, what: Seek) -> Result<Option<u64>> {
+        let mut block = offset / BLOCK;
+        loop {
+            let mapped = extent::seek(&self.journal, &inode.content, block, what)?;
+            let found = match what {
+                Seek::Data => {
+                    let dirty = self.pages.next_dirty(inode.ino, block);
+                    mapped.into_iter().chain(dirty).min()
+                }
+                Seek::Hole => match mapped {
+                    Some(hole) if hole * BLOCK < size && self.pages.is_dirty(inode.ino, hole) => {
+                        block = hole + 1;
+                        continue;
+                    }
+                    hole => hole,
+                },
+            };
+            return Ok(found.map(|block| (block.min(FILE_BLOCKS_MAX) * BLOCK).max(offset)));
+        }
+    }
+
+    pub(super) fn do_clone(&self, who: &Credentials, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64> {
+        if from.1 % BLOCK != 0 || to.1 % BLOCK != 0 {
+            return Err(VfsError::Invalid);
+        }
+        let size = {
+            let _guard = self.shared(from.0)?;
+            self.load_file(from.0)?.size.get()
+        };
+        let len = if len == 0 { size.saturating_sub(from.1) } else { len };
+        let end = from.1.checked_add(len).ok_or(VfsError::Invalid)?;
+        let target_end = to.1.checked_add(len).ok_or(VfsError::Invalid)?;
+        if end > size || len % BLOCK != 0 && end != size {
+            return Err(VfsError::Invalid);
+        }
+        if from.0 == to.0 && from.1 < target_end && to.1 < end {
+            return Err(VfsError::Invalid);
+        }
+        if target_end > FILE_SIZE_MAX {
+            return Err(VfsError::TooLarge);
+        }
+        let mut done = 0;
+        while done < len {
+            let now = (len - done).min(1 << 20) as u32;
+            let read = self.do_read(from.0, from.1 + done, now)?;
+            if read.data.is_empty() {
+                break;
+            }
+            self.do_write(who, to.0, WriteAt::Offset(to.1 + done), &read.data)?;
+            done += read.data.len() as u64;
+        }
+        Ok(done)
+    }
+}
