@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fs_layer::check::{CheckOptions, check};
-use fs_layer::disk::{BLOCK_BYTES, Disk, MemoryDisk};
+use fs_layer::disk::{BLOCK_BYTES, Disk, FileDisk, MemoryDisk};
 use fs_layer::vfs::*;
 use fs_layer::{Filesystem, MkfsOptions, OpenOptions, mkfs};
 use rand::rngs::SmallRng;
@@ -151,4 +151,30 @@ fn no_filesystem_and_a_second_one_are_refused() {
     assert!(mkfs(&*disk, &options).is_err());
     mkfs(&*disk, &MkfsOptions { force: true, ..options }).expect("mkfs by force");
     assert!(mkfs(&MemoryDisk::new(1000), &MkfsOptions::default()).is_err());
+}
+
+#[test]
+fn a_file_is_a_disk_for_one_and_is_not_read_while_its_journal_is_full() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("disk");
+    {
+        let disk: Arc<dyn Disk> = Arc::new(FileDisk::create(&path, 1 << 40).expect("create"));
+        assert!(FileDisk::open(&path, false).is_err(), "it is in use");
+        mkfs(&*disk, &MkfsOptions::default()).expect("mkfs");
+        let fs = open(&disk);
+        let made = fs.make(&who(), ROOT, b"f", &Make::File { exclusive: true }, &NewAttributes::default());
+        let ino = made.expect("make").attributes.ino;
+        fs.write(&who(), ino, WriteAt::Offset(0), &[9; 10_000]).expect("write");
+        fs.fsync(ino, false).expect("fsync");
+    }
+    let read = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let disk: Arc<dyn Disk> = Arc::new(FileDisk::open(&path, true).expect("open"));
+    assert!(Filesystem::open(disk, &read).is_err(), "the journal is full");
+    let disk: Arc<dyn Disk> = Arc::new(FileDisk::open(&path, false).expect("open"));
+    assert!(check(&*disk, CheckOptions::default(), &mut |_| ()).expect("check").is_clean());
+    open(&disk).close().expect("close");
+    let fs = Filesystem::open(disk, &read).expect("the journal is empty");
+    let ino = fs.lookup(&who(), ROOT, b"f").expect("lookup").ino;
+    assert_eq!(fs.read(ino, 0, 20_000).expect("read").data, vec![9; 10_000]);
+    assert_eq!(fs.write(&who(), ino, WriteAt::End, b"x").expect_err("read-only").errno(), libc::EROFS);
 }
