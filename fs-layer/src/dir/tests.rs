@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 
 use super::*;
-use crate::tree::testing::MemoryBlocks;
+use crate::tree::testing::{MemoryBlocks, PlainBlocks, time};
 
 const AREA: usize = 3600;
 
@@ -370,4 +370,42 @@ fn a_million_entries_cost_at_most_twice_of_a_thousand() {
         assert!(large.0 <= 2.0 * small.0 && large.1 <= 2.0 * small.1, "{costs:?}");
     }
     verify(&blocks, &area);
+}
+
+/// Nanoseconds per operation, without a cache or journal below.
+#[test]
+#[ignore = "measures; run it alone, with --nocapture"]
+fn speed() {
+    let names: Vec<_> = (0..1_001_000).map(name).collect();
+    for size in [50, 1000, 100_000, 1_000_000] {
+        let mut blocks = PlainBlocks::default();
+        let mut area = empty(AREA, false);
+        println!("-- {size} entries");
+        time("fill", size, |n| {
+            insert(&mut blocks, &mut area, &names[n as usize], target(n)).unwrap();
+        });
+        println!("{} blocks", blocks.len());
+        let pick = |n: u64| &names[(n * 7919 % size) as usize];
+        time("lookup", 1_000_000, |n| assert!(lookup(&blocks, &area, pick(n)).unwrap().is_some()));
+        let miss = |n: u64| &names[(size + n % 1000) as usize];
+        time("lookup of nothing", 1_000_000, |n| assert!(lookup(&blocks, &area, miss(n)).unwrap().is_none()));
+        time("insert and remove", 200_000, |n| {
+            insert(&mut blocks, &mut area, miss(n), target(n)).unwrap();
+            remove(&mut blocks, &mut area, miss(n)).unwrap();
+        });
+        let mut seen = 0u64;
+        time("list, an entry", size, |n| {
+            if n == 0 {
+                list(&blocks, &area, 0, |entry| {
+                    seen += entry.target.ino.0;
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            }
+        });
+        time("empty", size, |n| {
+            remove(&mut blocks, &mut area, &names[n as usize]).unwrap();
+        });
+        assert_eq!(blocks.len(), 0);
+    }
 }

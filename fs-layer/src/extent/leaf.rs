@@ -109,10 +109,21 @@ impl<'a> LeafRef<'a> {
         self.records.partition_point(|record| record.start.get() < block)
     }
 
+    /// Verifies the extents next to an index that [`LeafRef::find`] returned.
+    pub fn check_around(&self, index: usize, span: Span) -> Sound<()> {
+        let start = index.saturating_sub(1);
+        self.check_some(start, &self.records[start.min(self.len())..(index + 2).min(self.len())], span)
+    }
+
     /// Verifies everything.
     pub fn check(&self, span: Span) -> Sound<()> {
+        self.check_some(0, self.records, span)
+    }
+
+    fn check_some(&self, first: usize, records: &[Record], span: Span) -> Sound<()> {
         let mut least = 0;
-        for (index, record) in self.records.iter().enumerate() {
+        for (index, record) in records.iter().enumerate() {
+            let index = first + index;
             let extent = record.read(index)?;
             if !span.contains(extent.start) || extent.start - u64::from(extent.before) < least {
                 return Err(format!("extent {index} is out of order or overlaps the one before"));

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::tree::testing::MemoryBlocks;
+use crate::tree::testing::{MemoryBlocks, PlainBlocks, time};
 
 fn empty(bytes: usize) -> Vec<u8> {
     let mut area = vec![0; bytes];
@@ -429,4 +429,36 @@ fn writing_into_a_kept_range_leaves_one_extent() {
     assert_eq!(extents.len(), 1);
     assert!(!extents[0].unwritten);
     assert_eq!(counts(&area).unwrap().unwritten, 0);
+}
+
+/// Nanoseconds per operation, without a cache or journal below.
+#[test]
+#[ignore = "measures; run it alone, with --nocapture"]
+fn speed() {
+    for size in [10, 100, 10_000, 40_000u64] {
+        let (mut blocks, mut area, mut disk) = (PlainBlocks::default(), empty(3600), Disk::new());
+        println!("-- {size} extents");
+        let place = |n: u64| n * 7919 % size * 100_000;
+        let new = |n: u64| Extent {
+            start: place(n) % FILE_BLOCKS_MAX,
+            address: 1 + n * 9,
+            count: 4,
+            unwritten: true,
+            before: 0,
+            after: 0,
+        };
+        time("fill", size, |n| drop(insert(&mut blocks, &mut area, new(n)).unwrap()));
+        println!("{} blocks", blocks.len());
+        time("get", size, |n| {
+            assert!(matches!(get(&blocks, &area, place(n) % FILE_BLOCKS_MAX + 2), Ok(Mapping::Extent(_))))
+        });
+        time("mark written", size, |n| {
+            mark_written(&mut blocks, &mut area, new(n).start + 1, new(n).start + 2).unwrap()
+        });
+        time("remove", size, |n| drop(remove(&mut blocks, &mut area, new(n).start, new(n).end(), 8).unwrap()));
+        assert_eq!(blocks.len(), 0);
+        time("append a block", 1_000_000, |n| {
+            allocate(&mut blocks, &mut area, n, 1, false, n + 1, |_, count| disk.ask(count)).unwrap();
+        });
+    }
 }

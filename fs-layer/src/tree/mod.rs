@@ -6,8 +6,8 @@
 //! [`make_room`] and looks again; whoever took something out of one calls [`shrink`].
 //!
 //! What must hold: levels count down by one to 0 at the leaves; a node's keys ascend and are in the span its parent gives it; no node but the
-//! root is empty. A node that a way leads through is verified where it is touched, one that is changed is verified whole before, so
-//! that damage is never spread. Nothing here panics on any bytes.
+//! root is empty. A node is verified where it is touched, and whole before its contents are moved, so that damage is never spread. Nothing here
+//! panics on any bytes.
 
 mod change;
 mod node;
