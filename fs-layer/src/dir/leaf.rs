@@ -256,6 +256,7 @@ fn set_header(node: &mut [u8], count: usize, heap: usize, gaps: usize) {
 impl tree::Leaf for DirLeaf {
     const KIND: BlockKind = BlockKind::Directory;
     const WHAT: &'static str = "directory";
+    const ASCENDING: bool = false;
 
     fn check(node: &[u8], span: Span) -> Sound<()> {
         LeafRef::open(node)?.check(span)
@@ -280,7 +281,7 @@ impl tree::Leaf for DirLeaf {
         append(to, &from, 0..from.len())
     }
 
-    fn split(from: &[u8], left: &mut [u8], right: &mut [u8]) -> Sound<u64> {
+    fn split(from: &[u8], left: &mut [u8], right: &mut [u8], _most: bool) -> Sound<u64> {
         let from = LeafRef::open(from)?;
         let half = from.used() / 2;
         let (mut at, mut bytes) = (0, 0);

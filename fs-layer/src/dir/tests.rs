@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::*;
 
 use super::*;
-use crate::tree::testing::{MemoryBlocks, PlainBlocks, time};
+use crate::tree::testing::{MemoryBlocks, PlainBlocks, golden, time};
 
 const AREA: usize = 3600;
 
@@ -93,8 +93,6 @@ fn padded(n: u16) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     #[test]
     fn does_what_a_map_does(
         changes in prop::collection::vec(change(), 1..800),
@@ -222,6 +220,20 @@ fn survive(blocks: &mut MemoryBlocks, area: &mut [u8], entries: u64) {
     }
     sound(count(area).map(drop));
     sound(block_count(area).map(drop));
+}
+
+#[test]
+fn golden_directories_are_written_the_same() {
+    for (file, entries) in [("directory-v1-inline.bin", 12), ("directory-v1-tree.bin", 150)] {
+        let (mut blocks, mut area) = (MemoryBlocks::new(), empty(AREA_MIN, false));
+        for n in 0..entries {
+            insert(&mut blocks, &mut area, &name(n), target(n)).unwrap();
+        }
+        for n in (0..entries).step_by(5) {
+            remove(&mut blocks, &mut area, &name(n)).unwrap();
+        }
+        golden(file, &area, &blocks);
+    }
 }
 
 #[test]

@@ -169,6 +169,7 @@ fn set_count(node: &mut [u8], count: usize) {
 impl tree::Leaf for ExtentLeaf {
     const KIND: BlockKind = BlockKind::Extents;
     const WHAT: &'static str = "file's extent map";
+    const ASCENDING: bool = true;
 
     fn check(node: &[u8], span: Span) -> Sound<()> {
         LeafRef::open(node)?.check(span)
@@ -186,10 +187,10 @@ impl tree::Leaf for ExtentLeaf {
         append(to, LeafRef::open(from)?.records)
     }
 
-    fn split(from: &[u8], left: &mut [u8], right: &mut [u8]) -> Sound<u64> {
+    fn split(from: &[u8], left: &mut [u8], right: &mut [u8], most: bool) -> Sound<u64> {
         let records = LeafRef::open(from)?.records;
-        let (low, high) = records.split_at(records.len() / 2);
-        if low.is_empty() {
+        let (low, high) = records.split_at(tree::split_at(records.len(), most));
+        if low.is_empty() || high.is_empty() {
             return Err("too few extents fill it".to_string());
         }
         append(left, low)?;

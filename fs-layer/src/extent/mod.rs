@@ -6,7 +6,9 @@
 //!
 //! Addresses are cheap and never used twice, so that a file is given more of them at a time than are needed ([`window`]): an extent's *reserve* are
 //! the addresses directly before and after its own that belong to the file's blocks directly before and after and were never used. A
-//! block written there later continues the extent. What is removed takes the reserve at that side with it.
+//! block written there later continues the extent. What is removed takes the reserve at that side with it. After a crash the disk may hold, at an
+//! address in reserve, what was written there for the same block of the same file by a transaction that was lost: until it is
+//! flushed, a new block there may read as that rather than as zeros.
 //!
 //! What must hold: extents with their reserves ascend and do not overlap; no leaf but the root is empty; the counts in the area are true.
 //! `docs/fs-format.md` has the bytes.

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::tree::testing::{MemoryBlocks, PlainBlocks, time};
+use crate::tree::testing::{MemoryBlocks, PlainBlocks, golden, time};
 
 fn empty(bytes: usize) -> Vec<u8> {
     let mut area = vec![0; bytes];
@@ -97,8 +97,6 @@ fn change(blocks: u64) -> impl Strategy<Value = Change> {
 type Model = BTreeMap<u64, (BlockAddress, bool)>;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
-
     #[test]
     fn does_what_a_map_does(
         changes in prop::collection::vec(change(3000), 1..700),
@@ -294,6 +292,28 @@ fn survive(blocks: &mut MemoryBlocks, area: &mut [u8], extents: u64) {
         sound(remove(blocks, area, b, b.saturating_add(2), 3).map(drop));
     }
     sound(remove(blocks, area, 0, u64::MAX, 1000).map(drop));
+}
+
+#[test]
+fn golden_maps_are_written_the_same() {
+    for (file, extents) in [("extents-v1-inline.bin", 10), ("extents-v1-tree.bin", 200)] {
+        let (mut blocks, mut area) = (MemoryBlocks::new(), empty(AREA_MIN));
+        scatter(&mut blocks, &mut area, extents);
+        allocate(&mut blocks, &mut area, 10_000, 3, false, 0, |_, _| Ok(1 << 40)).unwrap();
+        golden(file, &area, &blocks);
+    }
+}
+
+#[test]
+fn extents_made_in_order_fill_their_blocks() {
+    let (mut blocks, mut area) = (MemoryBlocks::new(), empty(3600));
+    for n in 0..100_000 {
+        let new = Extent { start: n * 2, address: 1 + n * 3, count: 1, unwritten: false, before: 0, after: 0 };
+        insert(&mut blocks, &mut area, new).unwrap();
+    }
+    let full = 100_000 / 125;
+    assert!(blocks.len() < full * 6 / 5, "{} blocks, {full} full ones would do", blocks.len());
+    verify(&blocks, &area);
 }
 
 #[test]

@@ -81,6 +81,21 @@ impl WriteBlocks for MemoryBlocks {
     }
 }
 
+/// Compares an area and its blocks with the bytes kept in `tests/golden`. With FSD_BLESS set a file that is not there is written.
+pub fn golden(name: &str, area: &[u8], blocks: &MemoryBlocks) {
+    let mut bytes = area.to_vec();
+    for at in blocks.addresses() {
+        bytes.extend_from_slice(blocks.blocks[&at].1.as_slice());
+    }
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if !path.exists() && std::env::var_os("FSD_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(&path, &bytes).expect("a file");
+    }
+    let kept = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    assert!(kept == bytes, "{name}: the bytes written have changed");
+}
+
 /// Blocks in memory that cost next to nothing to get at, to measure the trees alone.
 #[derive(Default)]
 pub struct PlainBlocks {
