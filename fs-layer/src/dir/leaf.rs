@@ -200,7 +200,10 @@ pub fn remove(node: &mut [u8], index: usize) -> Sound<()> {
     let at = NODE_HEADER_BYTES + index * OFFSET_BYTES;
     node.copy_within(at + OFFSET_BYTES..NODE_HEADER_BYTES + count * OFFSET_BYTES, at);
     match lowest {
-        true => set_header(node, count - 1, heap + bytes, gaps),
+        true => {
+            node[heap..heap + bytes].fill(0);
+            set_header(node, count - 1, heap + bytes, gaps);
+        }
         false => set_header(node, count - 1, heap, gaps + bytes),
     }
     Ok(())

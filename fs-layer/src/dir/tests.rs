@@ -355,33 +355,42 @@ fn cost(blocks: &mut MemoryBlocks, times: u64, mut operation: impl FnMut(&mut Me
     (touched as f64 / times as f64, changed as f64 / times as f64)
 }
 
-#[test]
-fn a_million_entries_cost_at_most_twice_of_a_thousand() {
-    let mut blocks = MemoryBlocks::new();
+/// What an insertion, a lookup and a removal cost in a directory with as many entries, and in a larger one.
+fn growth(blocks: &mut MemoryBlocks, small: u64, large: u64, name: impl Fn(u64) -> Vec<u8>) {
     let mut area = empty(AREA, false);
     let mut costs = Vec::new();
-    for size in [1_000, 1_000_000] {
+    for size in [small, large] {
         for n in count(&area).unwrap()..size {
-            insert(&mut blocks, &mut area, &name(n), target(n)).unwrap();
+            insert(blocks, &mut area, &name(n), target(n)).unwrap();
         }
-        let inserted = cost(&mut blocks, 1000, |blocks, n| {
+        let bytes = size as usize * (20 + name(0).len());
+        println!("{size}: {} blocks, filled to {}%", blocks.len(), bytes * 100 / blocks.len() / 4096);
+        let inserted = cost(blocks, 1000, |blocks, n| {
             insert(blocks, &mut area, &name(size + n), target(n)).unwrap();
         });
-        let found = cost(&mut blocks, 1000, |blocks, n| {
+        let found = cost(blocks, 1000, |blocks, n| {
             assert!(lookup(blocks, &area, &name(size + n)).unwrap().is_some());
         });
-        let removed = cost(&mut blocks, 1000, |blocks, n| {
+        let removed = cost(blocks, 1000, |blocks, n| {
             remove(blocks, &mut area, &name(size + n)).unwrap();
         });
         costs.push([inserted, found, removed]);
-        let bytes = size as usize * (20 + name(0).len());
-        println!("{size}: {} blocks, filled to {}%", blocks.len(), bytes * 100 / blocks.len() / 4096);
     }
     println!("{costs:?}");
     for (small, large) in costs[0].iter().zip(&costs[1]) {
         assert!(large.0 <= 2.0 * small.0 && large.1 <= 2.0 * small.1, "{costs:?}");
     }
-    verify(&blocks, &area);
+    verify(blocks, &area);
+}
+
+#[test]
+fn a_million_entries_cost_at_most_twice_of_a_thousand() {
+    growth(&mut MemoryBlocks::new(), 1_000, 1_000_000, name);
+}
+
+#[test]
+fn the_longest_names_cost_no_more_levels() {
+    growth(&mut MemoryBlocks::new(), 1_000, 100_000, |n| format!("{n:0255}").into_bytes());
 }
 
 /// Nanoseconds per operation, without a cache or journal below.

@@ -147,6 +147,7 @@ pub fn replace(node: &mut [u8], index: usize, old: usize, new: &[Extent]) -> Sou
     for (record, extent) in records[index..].iter_mut().zip(new) {
         *record = (*extent).into();
     }
+    records[count_after..].as_mut_bytes().fill(0);
     set_count(node, count_after);
     Ok(())
 }
