@@ -199,7 +199,8 @@ pub fn refit<B: WriteBlocks + ?Sized>(blocks: &mut B, from: &[u8], to: &mut [u8]
 
 /// What [`walk`] meets.
 pub trait Visit {
-    /// A block of the tree, before what it holds. What `false` is returned for is left out: the caller has seen the block elsewhere.
+    /// A block of the tree, before what it holds. What `false` is returned for is left out: the caller has seen the block elsewhere. It must be
+    /// so for blocks of this tree too, or a damaged tree may be visited without end.
     fn block(&mut self, at: BlockAddress) -> bool;
     /// An entry that is sound in itself; in the order of the keys.
     fn entry(&mut self, entry: Entry<'_>);

@@ -1,5 +1,5 @@
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proptest::prelude::*;
 
@@ -27,15 +27,14 @@ fn empty(bytes: usize, weak: bool) -> Vec<u8> {
 
 #[derive(Default)]
 struct Seen {
-    blocks: Vec<BlockAddress>,
+    blocks: BTreeSet<BlockAddress>,
     entries: Vec<(u64, Vec<u8>, Target)>,
     damage: Vec<(Option<BlockAddress>, String)>,
 }
 
 impl Visit for Seen {
     fn block(&mut self, at: BlockAddress) -> bool {
-        self.blocks.push(at);
-        true
+        self.blocks.insert(at)
     }
     fn entry(&mut self, entry: super::Entry<'_>) {
         self.entries.push((entry.key, entry.name.to_vec(), entry.target));
@@ -62,8 +61,7 @@ fn verify(blocks: &MemoryBlocks, area: &[u8]) -> Seen {
     assert_eq!(seen.damage, []);
     assert_eq!(seen.entries, all(blocks, area));
     assert_eq!(seen.entries.len() as u64, count(area).unwrap());
-    seen.blocks.sort_unstable();
-    assert_eq!(seen.blocks, blocks.addresses());
+    assert_eq!(seen.blocks, blocks.addresses().into_iter().collect());
     assert_eq!(seen.blocks.len() as u64, block_count(area).unwrap());
     seen
 }

@@ -250,7 +250,8 @@ pub fn remove<B: WriteBlocks + ?Sized>(
     Ok(Removed { freed, more })
 }
 
-/// Says that the blocks from `from` up to (not with) `to` were written, those of them that are mapped.
+/// Says that the blocks from `from` up to (not with) `to` were written, those of them that are mapped. The work grows with the number of
+/// extents in the range, here and in [`mark_unwritten`]: who changes many goes on in steps, along [`list`].
 pub fn mark_written<B: WriteBlocks + ?Sized>(blocks: &mut B, area: &mut [u8], from: u64, to: u64) -> Result<()> {
     let (header, root) = open_mut(area)?;
     Map { blocks, header, root }.mark(from, to.min(FILE_BLOCKS_MAX), false)
@@ -279,7 +280,8 @@ pub fn refit<B: WriteBlocks + ?Sized>(blocks: &mut B, from: &[u8], to: &mut [u8]
 
 /// What [`walk`] meets.
 pub trait Visit {
-    /// A block of the tree, before what it holds. What `false` is returned for is left out: the caller has seen the block elsewhere.
+    /// A block of the tree, before what it holds. What `false` is returned for is left out: the caller has seen the block elsewhere. It must be
+    /// so for blocks of this tree too, or a damaged tree may be visited without end.
     fn block(&mut self, at: BlockAddress) -> bool;
     /// An extent that is sound in itself; in order.
     fn extent(&mut self, extent: Extent);

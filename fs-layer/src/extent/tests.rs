@@ -13,15 +13,14 @@ fn empty(bytes: usize) -> Vec<u8> {
 
 #[derive(Default)]
 struct Seen {
-    blocks: Vec<BlockAddress>,
+    blocks: BTreeSet<BlockAddress>,
     extents: Vec<Extent>,
     damage: Vec<(Option<BlockAddress>, String)>,
 }
 
 impl Visit for Seen {
     fn block(&mut self, at: BlockAddress) -> bool {
-        self.blocks.push(at);
-        true
+        self.blocks.insert(at)
     }
     fn extent(&mut self, extent: Extent) {
         self.extents.push(extent);
@@ -46,8 +45,7 @@ fn verify(blocks: &MemoryBlocks, area: &[u8]) -> Vec<Extent> {
     })
     .unwrap();
     assert_eq!(seen.extents, listed);
-    seen.blocks.sort_unstable();
-    assert_eq!(seen.blocks, blocks.addresses());
+    assert_eq!(seen.blocks, blocks.addresses().into_iter().collect());
     listed
 }
 
