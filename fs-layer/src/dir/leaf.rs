@@ -3,6 +3,8 @@
 //! A table of offsets stands at the beginning and grows up, the records fill the node from its end down in no order. A removed record leaves
 //! a gap; the gaps are closed when room is needed.
 
+use std::cmp::Ordering;
+
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -101,12 +103,11 @@ impl<'a> LeafRef<'a> {
         })
     }
 
-    /// The index of the first entry with `key` or more, and whether it is `key`'s. Verifies the order of what it looks at, the entries on
-    /// both sides of the index always.
+    /// The index of the first entry with `key` or more, and whether it is `key`'s. Verifies the order of what it looks at: the entries on
+    /// both sides of where `key` belongs, if it is not there.
     pub fn find(&self, key: u64, span: Span) -> Sound<(usize, bool)> {
         let (mut low, mut high) = (0, self.len());
         let (mut above, mut below) = (span.low.max(KEY_MIN), span.high.min(KEY_END));
-        let mut exact = false;
         let mut guesses = 0;
         while low < high {
             // Keys are hashes, so that their distances say how many are between them, about.
@@ -121,16 +122,13 @@ impl<'a> LeafRef<'a> {
             if found < above || found >= below {
                 return Err(format!("entry {middle} is out of order"));
             }
-            if found < key {
-                low = middle + 1;
-                above = found + 1;
-            } else {
-                high = middle;
-                below = found;
-                exact = found == key;
+            match found.cmp(&key) {
+                Ordering::Less => (low, above) = (middle + 1, found + 1),
+                Ordering::Equal => return Ok((middle, true)),
+                Ordering::Greater => (high, below) = (middle, found),
             }
         }
-        Ok((low, exact))
+        Ok((low, false))
     }
 
     /// Verifies everything but hashes.
