@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 pub use cache::{BlockCache, IntHasher, IntMap};
-pub use replay::{Replayed, replay};
+pub use replay::{Replayed, is_settled, replay};
 pub use tx::Tx;
 
 use crate::blocks::{BlockKind, Body, ReadBlocks};
