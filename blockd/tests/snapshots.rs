@@ -360,6 +360,7 @@ fn a_clone_is_rebuilt_without_the_checkpoint_it_began_with() {
                 if host == "west" {
                     daemon.json(&["volume", "open", name, "--force"]);
                 } else {
+                    daemon.json(&["volume", "release", name]);
                     daemon.json(&["volume", "rebuild", name]);
                 }
                 assert!(contents(&daemon, name) == *expected, "{name} on {host}");

@@ -85,6 +85,8 @@ impl Family {
             // Its making was given up, and landed all the same.
             if !std::mem::replace(&mut kin.refused, true) {
                 kin.host.plan.set_rates(FaultRates::default());
+                kin.host.plan.set_outage(Outage::None);
+                kin.host.disk.crash_after(None);
                 kin.host.goes_back = 0.0;
                 assert!(kin.host.open(true).await.is_none(), "clone {} is opened and not held", kin.name());
                 self.root.count("not held");
@@ -144,6 +146,7 @@ impl Family {
         let rates = kin.host.trouble_ahead();
         kin.host.plan.set_rates(rates);
         kin.host.plan.set_outage(Outage::None);
+        kin.host.disk.crash_after(None);
         let store = kin.host.store();
         let order = CloneOrder {
             source: &kin.source,
@@ -172,7 +175,9 @@ impl Family {
             }
             Some(Err(error)) => {
                 let text = error.to_string();
-                let expected = ["injected", "damaged", "no snapshot", "exists already", "changed", "being deleted"];
+                // That of the clone: whoever found its hold to be nobody's deleted it at the same time.
+                let gone = "there is no volume";
+                let expected = ["injected", "damaged", "no snapshot", "exists already", "changed", "being deleted", gone];
                 assert!(expected.iter().any(|e| text.contains(e)), "cloning failed: {text}");
                 self.root.count("not cloned");
             }
@@ -205,6 +210,7 @@ impl Family {
         let rates = kin.host.trouble_ahead();
         kin.host.plan.set_rates(rates);
         kin.host.plan.set_outage(Outage::None);
+        kin.host.disk.crash_after(None);
         let store = kin.host.store();
         let deleted = crashing(&mut self.rng, delete_volume(store.as_ref(), &mut kin.host)).await;
         kin.host.processes.fetch_add(1, Ordering::Relaxed);
