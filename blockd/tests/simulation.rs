@@ -113,6 +113,15 @@ fn hosts() {
         "followed",
         "snapshots",
         "snapshots read",
+        "going back",
+        "restored",
+        "not gone back",
+        "cloned",
+        "clone crashed",
+        "clone used",
+        "clone deleted",
+        "deletion crashed",
+        "checked",
     ] {
         assert!(counts.get(what).is_some_and(|n| *n > 0), "never {what}: {counts:?}");
     }

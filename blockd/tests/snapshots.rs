@@ -20,19 +20,35 @@ fn create(daemon: &Daemon, more: &[&str]) {
     daemon.json(&[&args, more].concat());
 }
 
-/// Nothing is wrong with a volume in the bucket, and nothing is nobody's.
-fn check(shared: &Shared, name: &str) {
+/// What is wrong with a volume in the bucket, or is nobody's.
+fn findings(shared: &Shared, name: &str) -> Vec<serde_json::Value> {
     let none = shared.dir.path().join("none");
     let args = ["volume", "check", name, "--json", "--data", "--grace", "0s", "--store", &shared.url, "--data-dir"];
     let output = program().args(args).arg(none).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"));
+    report["findings"].as_array().unwrap().clone()
+}
+
+/// Nothing is wrong with a volume, and nothing is nobody's but what the owner's next sweep removes.
+fn check(shared: &Shared, name: &str) {
     // A checkpoint that an earlier epoch made and a later one replaced goes minutes after the owner's next one.
     let waits = |found: &&serde_json::Value| {
         found["kind"] == "orphan" && found["object"].as_str().is_some_and(|key| key.starts_with("checkpoints/"))
     };
-    let wrong: Vec<_> = report["findings"].as_array().unwrap().iter().filter(|found| !waits(found)).collect();
+    let mut wrong = findings(shared, name);
+    wrong.retain(|found| !waits(&found));
     assert!(wrong.is_empty(), "{name}: {wrong:?}");
+}
+
+/// The same, after a sweep.
+fn check_swept(shared: &Shared, name: &str) {
+    let mut wrong = Vec::new();
+    let swept = wait(Duration::from_secs(60), || {
+        wrong = findings(shared, name);
+        wrong.is_empty()
+    });
+    assert!(swept, "{name}: {wrong:?}");
 }
 
 #[test]
@@ -221,7 +237,8 @@ fn clones_share_and_go_in_any_order() {
 
 #[test]
 fn a_restore_goes_back_and_keeps_every_snapshot() {
-    let shared = Shared::new(&ARGS);
+    let soon = ["--checkpoint-age", "1s", "--checkpoint-grace", "10s"];
+    let shared = Shared::new(&[ARGS.as_slice(), &soon].concat());
     let mut daemon = shared.serve("north", &[]);
     create(&daemon, &[]);
     let mut shadow = Shadow::new(8 * MIB, 4);
@@ -270,6 +287,120 @@ fn a_restore_goes_back_and_keeps_every_snapshot() {
     for (n, kept) in kept.iter().enumerate() {
         assert!(contents(&daemon, &format!("disk@s{n}")) == *kept, "snapshot {n} after the rebuild");
     }
+    check(&shared, "disk");
+    // Checkpoints that restores made and nobody needs any more are removed by whoever has the volume next.
+    daemon.attach("disk").write(0, &[1; 4096]).unwrap();
+    daemon.wait_drained("disk");
+    check_swept(&shared, "disk");
+}
+
+/// The snapshot of this name as the manifest has it.
+fn snapshot_row(shared: &Shared, volume: &str, snapshot: &str) -> blockd::manifest::Snapshot {
+    let path = shared.dir.path().join("bucket").join(blockd::manifest::key(volume));
+    let manifest = blockd::manifest::Manifest::decode(&std::fs::read(path).unwrap()).unwrap();
+    manifest.snapshot(snapshot).unwrap().clone()
+}
+
+#[test]
+fn a_clone_is_rebuilt_without_the_checkpoint_it_began_with() {
+    for deleted in [false, true] {
+        let shared = Shared::new(&[ARGS.as_slice(), &["--checkpoint-age", "1s"]].concat());
+        let north = shared.serve("north", &[]);
+        create(&north, &[]);
+        let mut shadow = Shadow::new(8 * MIB, 6);
+        let mut client = north.attach("disk");
+        // With a restore in its past, and another after the snapshot.
+        shadow.scribble(&mut client, 30);
+        north.json(&["snapshot", "create", "disk@old"]);
+        Shadow::new(8 * MIB, 7).scribble(&mut client, 30);
+        drop(client);
+        wait_detached(&north);
+        north.json(&["volume", "restore", "disk@old", "--yes"]);
+        let mut client = north.attach("disk");
+        shadow.scribble(&mut client, 30);
+        north.json(&["snapshot", "create", "disk@gold"]);
+        let gold = shadow.bytes().to_vec();
+        drop(client);
+        wait_detached(&north);
+        north.json(&["volume", "restore", "disk@old", "--yes"]);
+        Shadow::new(8 * MIB, 8).scribble(&mut north.attach("disk"), 30);
+        north.wait_drained("disk");
+
+        let mut south = shared.serve("south", &[]);
+        south.json(&["volume", "clone", "disk@gold", "one"]);
+        let mut changed = gold.clone();
+        let mut client = south.attach("one");
+        client.write(MIB as u64, &[9; 4096]).unwrap();
+        changed[MIB..MIB + 4096].fill(9);
+        drop(client);
+        south.json(&["snapshot", "create", "one@again"]);
+        // One that was written to, one that was not, and one of one that was not.
+        for (source, name) in [("one@again", "two"), ("disk@gold", "three"), ("three", "four")] {
+            south.json(&["volume", "clone", source, name]);
+        }
+        south.wait_drained("one");
+        let expected = [("one", &changed), ("two", &changed), ("three", &gold), ("four", &gold)];
+        let lost = [("disk", "gold"), ("one", "again")].map(|(volume, name)| snapshot_row(&shared, volume, name));
+        if deleted {
+            // What is left of it stands elsewhere.
+            north.json(&["volume", "delete", "disk", "--yes"]);
+        }
+        assert_eq!(south.stop_in_place(), Some(0));
+        for row in lost {
+            let key = row.checkpoint.unwrap().object.key();
+            std::fs::remove_file(shared.dir.path().join("bucket").join(key)).unwrap();
+        }
+        let found = findings(&shared, "three");
+        let flaws: Vec<_> = found.iter().map(|found| found["kind"].as_str().unwrap()).collect();
+        assert_eq!(flaws, ["checkpoint"], "{found:?}");
+        // By a host that was not there before, and once more when it is asked for.
+        for host in ["west", "east"] {
+            let daemon = shared.serve(host, &[]);
+            for (name, expected) in expected {
+                if host == "west" {
+                    daemon.json(&["volume", "open", name, "--force"]);
+                } else {
+                    daemon.json(&["volume", "release", name]);
+                    daemon.json(&["volume", "rebuild", name]);
+                }
+                assert!(contents(&daemon, name) == *expected, "{name} on {host}");
+                assert!(wait(Duration::from_secs(10), || daemon.volume(name)["clients"] == 0));
+                daemon.json(&["volume", "release", name]);
+            }
+            assert_eq!(daemon.stop(), Some(0));
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_for_clones_that_are_gone_is_found_by_any_check() {
+    let shared = Shared::new(&ARGS);
+    let north = shared.serve("north", &[]);
+    create(&north, &[]);
+    let mut client = north.attach("disk");
+    Shadow::new(8 * MIB, 9).scribble(&mut client, 10);
+    drop(client);
+    wait_detached(&north);
+    north.json(&["snapshot", "create", "disk@gold"]);
+    north.json(&["volume", "clone", "disk@gold", "one"]);
+    north.json(&["volume", "delete", "disk", "--yes"]);
+    let [held] = shared.objects("held").try_into().unwrap();
+    let kept = std::fs::read(&held).unwrap();
+    create(&north, &[]);
+    check(&shared, "disk");
+    north.json(&["volume", "delete", "one", "--yes"]);
+    assert!(!held.exists());
+    // As left by whoever wrote it again after others had let go of it, and then did not go on.
+    std::fs::write(&held, kept).unwrap();
+    let found = findings(&shared, "disk");
+    assert_eq!((found.len(), &found[0]["kind"], &found[0]["repairable"]), (1, &"orphan".into(), &true.into()));
+    let idle = shared.serve("idle", &[]);
+    let data = idle.data().to_owned();
+    assert_eq!(idle.stop(), Some(0));
+    let args = ["volume", "check", "disk", "--json", "--repair", "--grace", "0s", "--store", &shared.url];
+    let output = program().args(args).arg("--data-dir").arg(data).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!held.exists(), "the check removes it although another host has the volume");
     check(&shared, "disk");
 }
 

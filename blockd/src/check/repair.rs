@@ -6,9 +6,10 @@ use super::report::{Finding, Kind, Report};
 use super::{CheckOptions, Repairer};
 use crate::checkpoint::collect;
 use crate::lease::{self, LeaseState};
-use crate::manifest::{self, Manifest};
+use crate::manifest::{self, HELD, Manifest};
 use crate::store;
 use crate::table::Applied;
+use crate::types::VolumeId;
 use crate::volume::Claimant;
 
 /// Repairs what is safe, and says what it did in the findings.
@@ -23,7 +24,10 @@ pub(super) async fn repair(options: &CheckOptions<'_>, by: &Repairer, report: &m
             None => finding.repair = Some("not done: a daemon has it open".to_owned()),
         }
     }
-    let of_bucket = |finding: &Finding| finding.repairable && matches!(finding.kind, Kind::Checkpoint | Kind::Orphan);
+    settle_abandoned(options, report).await?;
+    let of_bucket = |finding: &Finding| {
+        finding.repairable && !finding.repaired && matches!(finding.kind, Kind::Checkpoint | Kind::Orphan)
+    };
     if !report.findings.iter().any(of_bucket) {
         return Ok(());
     }
@@ -50,11 +54,30 @@ pub(super) async fn repair(options: &CheckOptions<'_>, by: &Repairer, report: &m
             }
         }
     }
-    let orphans: Vec<String> =
-        report.findings.iter().filter(|f| f.kind == Kind::Orphan && f.repairable).map(|f| f.object.clone()).collect();
+    let orphans: Vec<String> = report.findings.iter().filter(|f| is_orphan(f)).map(|f| f.object.clone()).collect();
     delete_orphans(options, epoch, &orphans).await?;
-    for finding in report.findings.iter_mut().filter(|f| wanted(Kind::Orphan)(f)) {
+    for finding in report.findings.iter_mut().filter(|f| is_orphan(f)) {
         done(finding, "removed");
+    }
+    Ok(())
+}
+
+fn is_orphan(finding: &Finding) -> bool {
+    finding.kind == Kind::Orphan && finding.repairable && !finding.object.starts_with(HELD)
+}
+
+/// Lets go of what deleted volumes keep for clones that are gone. That is nobody's, so no volume has to be held for it; a clone
+/// that is being made at this very moment fails.
+async fn settle_abandoned(options: &CheckOptions<'_>, report: &mut Report) -> anyhow::Result<()> {
+    let abandoned = |f: &&mut Finding| f.kind == Kind::Orphan && f.repairable && f.object.starts_with(HELD);
+    for finding in report.findings.iter_mut().filter(abandoned) {
+        let id = finding.object.strip_prefix(HELD).and_then(|id| uuid::Uuid::parse_str(id).ok());
+        let Some(id) = id else { continue };
+        let volume = VolumeId(*id.as_bytes());
+        match crate::volume::settle_held(options.store.as_ref(), volume, options.keys.as_ref()).await? {
+            true => done(finding, "removed, with all that is left of that volume"),
+            false => finding.repair = Some("not done: one of its clones is there again".to_owned()),
+        }
     }
     Ok(())
 }

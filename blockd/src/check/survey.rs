@@ -1,6 +1,7 @@
 //! What is there, what should be, and whether the two agree.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 
 use futures::{FutureExt, StreamExt, stream};
 
@@ -11,10 +12,11 @@ use crate::checkpoint::rebuild::{self, Listed};
 use crate::checkpoint::{Checkpoint, CheckpointError, collect, restore};
 use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, read_index};
 use crate::crypt::Keys;
-use crate::manifest::{CheckpointName, CheckpointPointer, Manifest};
-use crate::store::{ObjectStore, StoreErrorKind};
+use crate::manifest::{self, CheckpointName, CheckpointPointer, HELD, Manifest, ManifestError};
+use crate::store::{self, ObjectStore, StoreErrorKind};
 use crate::table::{Applied, Position, Table, TableHome};
-use crate::volume::{Blocking, OBJECT_PUTS_MAX, OpenError};
+use crate::types::VolumeId;
+use crate::volume::{Beginning, Blocking, OBJECT_PUTS_MAX, OpenError};
 
 /// Headers of the history's end read at the same time.
 const READ_AHEAD: usize = rebuild::READ_AHEAD;
@@ -27,6 +29,7 @@ pub(super) async fn survey(options: &CheckOptions<'_>, manifest: &Manifest) -> a
     report.id = manifest.id.to_string();
     look_for_lease(store, manifest, &mut report).await?;
     look_at_family(store, manifest, &mut report).await?;
+    look_for_abandoned(store, &mut report).await?;
 
     let listed =
         rebuild::list_chunks(store, manifest.id, |done, total| (options.progress)("listing", done, total)).await?;
@@ -90,6 +93,30 @@ async fn look_at_family(store: &dyn ObjectStore, manifest: &Manifest, report: &m
     Ok(())
 }
 
+/// What deleted volumes keep for clones of which none is there: nobody else comes across it, so any check tells it.
+async fn look_for_abandoned(store: &dyn ObjectStore, report: &mut Report) -> anyhow::Result<()> {
+    for entry in store::list_all(store, HELD).await? {
+        let id = entry.key.strip_prefix(HELD).and_then(|id| uuid::Uuid::parse_str(id).ok());
+        let Some(id) = id.map(|id| VolumeId(*id.as_bytes())) else {
+            report.add(Kind::Orphan, entry.key, "it is not blockd's; remove it yourself", false);
+            continue;
+        };
+        match manifest::load_held(store, id).await {
+            Ok(Some((held, _))) if crate::volume::is_left_alone(store, &held).await? => {
+                let detail =
+                    format!("volume {} was deleted and is kept for clones, none of which is there any more", held.name);
+                report.add(Kind::Orphan, entry.key, detail, true);
+            }
+            Ok(_) => {}
+            Err(error @ ManifestError::Damaged { .. }) => {
+                report.add(Kind::Manifest, entry.key, format!("{error}; clones need it, restore it"), false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 /// Verifies the checkpoint and makes a table of it; an empty one where there is none to be relied on. Also returns the
 /// keys it reaches.
 async fn checkpoint(
@@ -102,9 +129,8 @@ async fn checkpoint(
     let mut reached = BTreeSet::new();
     // What an earlier attempt made is of an earlier manifest.
     home.discard()?;
-    let origin = manifest.origin.as_ref().and_then(|origin| origin.checkpoint);
     let Some(pointer) = &manifest.checkpoint else {
-        return Ok((beginning(options, manifest, origin, &home).await?, reached));
+        return Ok((beginning(options, manifest, &home, report).await?, reached));
     };
     report.checkpoint_seq = pointer.seq;
     (options.progress)("checkpoint", 0, 1);
@@ -118,8 +144,7 @@ async fn checkpoint(
         }
         Err(error) if error.is_damage() => {
             tell_flaws((store, options.keys.as_ref()), pointer, error, &mut reached, report).await?;
-            let origin = origin.filter(|origin| origin.object != pointer.object);
-            Ok((beginning(options, manifest, origin, &home).await?, reached))
+            Ok((beginning(options, manifest, &home, report).await?, reached))
         }
         Err(error) => Err(error.into()),
     }
@@ -129,13 +154,26 @@ async fn checkpoint(
 async fn beginning(
     options: &CheckOptions<'_>,
     manifest: &Manifest,
-    origin: Option<CheckpointPointer>,
     home: &TableHome,
+    report: &mut Report,
 ) -> anyhow::Result<Table> {
     home.discard()?;
-    let Some(pointer) = origin else { return Ok(home.open(manifest.id)?) };
+    let Some(origin) = &manifest.origin else { return Ok(home.open(manifest.id)?) };
     let (store, keys) = (options.store.as_ref(), options.keys.as_ref());
-    Ok(restore::restore(store, home, manifest.id, &pointer, Blocking::Threads, keys).await?.table)
+    let flaws: Mutex<Vec<(String, String)>> = Mutex::default();
+    let lost = |error: &CheckpointError| {
+        if let CheckpointError::Damaged { key, flaw } = error {
+            flaws.lock().expect("no code panics while it holds this lock").push((key.clone(), flaw.to_string()));
+        }
+    };
+    let beginning = Beginning { store, home, blocking: Blocking::Threads, keys, lost: &lost };
+    let table = beginning.table(origin, manifest.id).await;
+    for (key, flaw) in flaws.into_inner().expect("no code panics while it holds this lock") {
+        if report.findings.iter().all(|finding| finding.object != key) {
+            report.add(Kind::Checkpoint, key, format!("{flaw}; the clone began with it"), false);
+        }
+    }
+    Ok(table?)
 }
 
 /// Names every bad object of a checkpoint that cannot be used.

@@ -204,6 +204,7 @@ mod tests {
             (&["--destage-age", "0s"], "destage-age"),
             (&["--compaction-ratio", "1"], "compaction-ratio"),
             (&["--delete-grace", "1s"], "delete-grace"),
+            (&["--checkpoint-grace", "1s"], "checkpoint-grace"),
             (&["--chunk-size", "65MiB"], "chunk size"),
             (&["--chunk-size", "4KiB"], "chunk size"),
             (&["--s3-timeout", "900ms"], "s3-timeout"),

@@ -151,6 +151,10 @@ pub struct Config {
     #[arg(long, value_name = "TIME", default_value = "1m", help_heading = "Space in the bucket")]
     pub delete_grace: Interval,
 
+    /// How long objects that only old checkpoints need are kept; longer than an opening or a follower takes to fetch one
+    #[arg(long, value_name = "TIME", default_value = "5m", help_heading = "Space in the bucket")]
+    pub checkpoint_grace: Interval,
+
     /// How often a view VOLUME@latest looks for what its volume's owner has added to the bucket; a third of delete-grace at
     /// most
     #[arg(long, value_name = "TIME", default_value = "2s", help_heading = "Volumes of other hosts")]
@@ -349,6 +353,9 @@ impl Config {
         }
         if self.delete_grace.0 < std::time::Duration::from_secs(30) {
             return Err(format!("delete-grace is {}; it must be at least 30s", self.delete_grace));
+        }
+        if self.checkpoint_grace.0 < std::time::Duration::from_secs(10) {
+            return Err(format!("checkpoint-grace is {}; it must be at least 10s", self.checkpoint_grace));
         }
         if self.follow_interval.0.is_zero() || self.follow_interval.0 > self.delete_grace.0 / 3 {
             return Err(format!(

@@ -627,6 +627,7 @@ impl Daemon {
                 },
                 read_patience: self.config.read_patience.0,
                 delete_grace_us: u64::try_from(self.config.delete_grace.0.as_micros()).unwrap_or(u64::MAX),
+                checkpoint_grace_us: u64::try_from(self.config.checkpoint_grace.0.as_micros()).unwrap_or(u64::MAX),
                 ..Tuning::default()
             },
             keys,

@@ -44,6 +44,9 @@ pub struct Held {
     /// As it stands, as far as the owner knows.
     pub lease: Lease,
     version: Version,
+    /// Of the last attempt to write it. One that was given up may stand there all the same, and whoever watches must see
+    /// that another came after it: so no two have the same.
+    counter: u64,
     /// When to renew, and until when to serve.
     pub keeper: Keeper,
 }
@@ -53,13 +56,13 @@ impl Held {
     pub fn new(name: &str, acquired: Acquired) -> Self {
         let Acquired { lease, version, sent, .. } = acquired;
         let keeper = Keeper::new(Terms { duration_ms: lease.duration_ms }, sent);
-        Self { name: name.to_owned(), lease, version, keeper }
+        Self { name: name.to_owned(), counter: lease.counter, lease, version, keeper }
     }
 
     /// The lease as it is to stand after a renewal sent now.
-    fn next(&self, unsent: Option<Unsent>, wall_ms: u64) -> Lease {
-        let mut next = self.lease.clone();
-        next.counter += 1;
+    fn next(&mut self, unsent: Option<Unsent>, wall_ms: u64) -> Lease {
+        self.counter += 1;
+        let mut next = Lease { counter: self.counter, ..self.lease.clone() };
         next.renewed_ms = wall_ms;
         if let Some(unsent) = unsent {
             (next.bucket_lsn, next.last_lsn) = (unsent.bucket_lsn, unsent.last_lsn);

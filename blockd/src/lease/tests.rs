@@ -206,10 +206,28 @@ fn a_lease_is_judged_by_more_than_its_stamp() {
 
 #[cfg(feature = "engine")]
 mod stored {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::chunk::testing::TestStore;
+    use crate::store::{Fault, FaultPlan, FaultyStore, MemoryStore, Op};
+
+    #[tokio::test]
+    async fn a_renewal_is_seen_to_be_another_than_the_one_given_up_before_it() {
+        let plan = FaultPlan::new(1);
+        let store = FaultyStore::new(Arc::new(MemoryStore::new()), plan.clone());
+        let acquired = acquire(&store, "v", lease(), None, false, &|| START).await.unwrap();
+        let mut held = Held::new("v", acquired);
+        plan.inject(Op::Put, Fault::FailAfter);
+        assert!(held.renew(&store, None, START.wall_ms).await.is_err());
+        let (given_up, _) = load(&store, "v").await.unwrap().unwrap();
+        let seen = Sighting::update(None, &given_up, START);
+        let later = START.after(TERMS.duration_ms * 2);
+        assert_eq!(held.renew(&store, None, later.wall_ms).await.unwrap(), None);
+        let (stands, _) = load(&store, "v").await.unwrap().unwrap();
+        assert!(stands.counter > given_up.counter);
+        assert_eq!(Sighting::update(Some(seen), &stands, later).unchanged_ms(later), 0);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn it_is_taken_renewed_lost_and_released() {

@@ -1,6 +1,7 @@
 //! What a manifest says and its bytes. Pure; total on foreign bytes.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use bytes::Bytes;
@@ -245,6 +246,12 @@ impl Manifest {
     /// The epoch in which the fresh chunk `seq` was written; 0 when nobody may have written it.
     pub fn epoch_of(&self, seq: u64) -> u64 {
         self.epochs.iter().rev().find(|e| e.first_seq > 0 && e.first_seq <= seq).map_or(0, |e| e.epoch)
+    }
+
+    /// The epochs before the last one, each with the fresh chunks of its history: its seal stands where the next one begins.
+    pub fn ended(&self) -> impl Iterator<Item = (u64, Range<u64>)> + '_ {
+        let next = self.epochs.iter().skip(1);
+        self.epochs.iter().zip(next).map(|(e, next)| (e.epoch, e.first_seq..next.first_seq))
     }
 
     /// Checkpoints whose objects must stay: the newest one, and those of snapshots.

@@ -30,7 +30,7 @@ pub use seal::Seal;
 pub use snapshot::{Hold, MAX_SNAPSHOTS, Snapshot, SnapshotId};
 #[cfg(feature = "engine")]
 pub use stored::{
-    ManifestError, change, create, create_held, held_key, key, list, load, load_held, open, remove, remove_held,
+    HELD, ManifestError, change, create, create_held, held_key, key, list, load, load_held, open, remove, remove_held,
     replace, replace_held, try_update, update,
 };
 

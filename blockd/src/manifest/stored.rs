@@ -13,7 +13,7 @@ use crate::types::VolumeId;
 const PREFIX: &str = "volumes/";
 const SUFFIX: &str = "/manifest";
 /// Where manifests of volumes are that only clones need any more.
-const HELD: &str = "held/";
+pub const HELD: &str = "held/";
 /// So many lost races in a row are no races: the store refuses for a reason of its own.
 const RACES_MAX: usize = 50;
 

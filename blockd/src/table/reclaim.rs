@@ -193,7 +193,8 @@ impl Table {
     }
 
     /// Makes this table, a copy of an earlier state of the volume, the one that comes after `present`: what was born since
-    /// is dead, kept only by snapshots that stand in between. Uses up `number`, the next one of a relocated chunk, so that
+    /// is dead, kept only by snapshots that stand in between; relocated chunks unknown to `present`, which knows where those
+    /// of earlier epochs begin, are unknown to this one. Uses up `number`, the next one of a relocated chunk, so that
     /// its position is greater than that of `present`. Durable when this returns.
     pub fn go_on_from(&self, present: &Table, number: u64) -> Result<(), TableError> {
         let writing = |source| TableError::Engine { op: "writing", source };
@@ -220,6 +221,7 @@ impl Table {
         }
         batch.put(&key::APPLIED, key::encode_applied(upto));
         batch.put(&key::RELOCATED, key::encode_pair(number, theirs.swept_epoch));
+        batch.put(&key::UNKNOWN, key::encode_pairs(&theirs.first_unknown));
         self.kv.write(batch).map_err(writing)?;
         self.persist()?;
         let mut chunks = Self::load_chunks(&*self.kv)?;

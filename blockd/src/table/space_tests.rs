@@ -312,3 +312,25 @@ fn a_clone_owns_nothing_of_its_origin() {
     assert!(doomed.iter().all(|chunk| chunk.name.is_none()), "chunks of the origin are only forgotten");
     assert!(world.table.is_own(3) && !world.table.is_own(2) && !world.table.is_own(RELOCATED | 1));
 }
+
+#[test]
+fn a_restored_table_knows_what_the_present_one_does_not() {
+    let data = |lba, blocks| (lba, blocks, ExtentKind::Data { index: 0 });
+    let mut world = World::new();
+    world.write(&[data(0, 10)]);
+    world.table.set_first_unknown(vec![(1, RELOCATED | 1 << 32 | 3)]).unwrap();
+    world.table.persist().unwrap();
+    let (old, model) = (world.kv.copy(), world.model.clone());
+    world.write(&[data(0, 4)]);
+    let unknown = vec![(2, RELOCATED | 2 << 32 | 9), (4, RELOCATED | 4 << 32 | 1)];
+    world.table.set_first_unknown(unknown.clone()).unwrap();
+    let restored = Table::in_memory(old.clone(), VOLUME).unwrap();
+    let number = RELOCATED | 5 << 32 | 1;
+    restored.go_on_from(&world.table, number).unwrap();
+    for table in [restored, Table::in_memory(old, VOLUME).unwrap()] {
+        assert_eq!(table.first_unknown(), unknown, "not what it was at the snapshot");
+        assert_eq!(table.position(), Position { seq: 2, relocated: number });
+        table.recount().unwrap();
+        assert!(World::contents(&table, &world.bucket) == model);
+    }
+}

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::beginning::Beginning;
 use super::job::Blocking;
 use super::open::OpenError;
 use super::own::{self, Claim};
@@ -206,9 +207,23 @@ impl CatchUp<'_> {
         Ok(true)
     }
 
-    /// An empty table in place of `old`.
+    /// A table before any chunk of the volume's own in place of `old`: an empty one, or that of the snapshot a clone was made
+    /// of.
     async fn empty(&self, old: Table, claim: &Claim) -> Result<Table, OpenError> {
         let (home, volume) = (self.home.clone(), claim.manifest.id);
+        if let Some(origin) = claim.manifest.origin.as_ref().filter(|origin| origin.seq > 0) {
+            drop(old);
+            let lost = |error: &CheckpointError| {
+                tracing::warn!(
+                    volume = %claim.manifest.name,
+                    "{error}; what the clone begins with is made of chunk headers of {} instead, which takes longer",
+                    origin.name
+                );
+            };
+            let beginning =
+                Beginning { store: self.store, home: self.home, blocking: self.blocking, keys: self.keys, lost: &lost };
+            return beginning.table(origin, volume).await;
+        }
         let made = self.blocking.run(move || {
             if old.is_blank() {
                 return Ok(old);
@@ -247,20 +262,10 @@ impl CatchUp<'_> {
         Ok((last + 1).saturating_sub(first))
     }
 
-    /// What a rebuild begins with: an empty table, or for a clone that of the snapshot it was made of.
-    async fn beginning(&self, local: Table, claim: &Claim) -> Result<Table, OpenError> {
-        let Some(pointer) = claim.manifest.origin.as_ref().and_then(|origin| origin.checkpoint) else {
-            return self.empty(local, claim).await;
-        };
-        drop(local);
-        let restored = restore::restore(self.store, self.home, claim.manifest.id, &pointer, self.blocking, self.keys);
-        Ok(restored.await.map_err(checkpoint_error)?.table)
-    }
-
     /// A table from nothing but the chunks there are.
     async fn rebuild(&self, local: Table, claim: &mut Claim) -> Result<CaughtUp, OpenError> {
         let name = claim.manifest.name.clone();
-        let table = self.beginning(local, claim).await?;
+        let table = self.empty(local, claim).await?;
         let listed = rebuild::list_chunks(self.store, claim.manifest.id, |_, _| {}).await?;
         let history = rebuild::history(&claim.manifest, &listed, claim.state.seq);
         // What the last checkpoint knew to be dead may have been deleted.

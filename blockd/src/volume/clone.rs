@@ -136,7 +136,11 @@ async fn make(
     if holds::is_held(store, &origin, id).await? {
         return Ok(clone);
     }
-    super::delete(store, order.name, before.epoch, order.keys, |_, _| {}).await?;
+    match super::delete(store, order.name, before.epoch, order.keys, |_, _| {}).await {
+        // Whoever took it for stale may have deleted this as well.
+        Ok(_) | Err(OpenError::Manifest { source: ManifestError::NotFound(_), .. }) => {}
+        Err(e) => return Err(e),
+    }
     Err(error(ManifestError::NoSnapshot { volume: order.source.to_owned(), snapshot: snapshot.name.clone() }))
 }
 

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use super::catch_up::{CatchUp, Progress, checkpoint_error};
-use super::compact::next_number;
+use super::compact::{Unswept, next_number};
 use super::job::Blocking;
 use super::open::{OpenError, refuse_stranded};
 use super::own::{self, Claimant};
@@ -94,7 +94,10 @@ pub async fn go_back(order: GoBack<'_>) -> Result<Manifest, OpenError> {
     let table = Arc::new(table);
     let copy = table.clone();
     let number = next_number(&present, epoch);
+    let lineage = claim.manifest.clone();
     let frozen = blocking.run(move || {
+        // As at any opening: the number that is used up now hides where those begin that the present table does not know.
+        Unswept::new(&present, lineage.ended())?;
         copy.go_on_from(&present, number)?;
         copy.freeze()
     });

@@ -96,13 +96,18 @@ async fn release_held(
         }
     };
     if !left.is_held() {
-        delete_objects(store, left.id, |_, _| {}).await?;
-        if let Some(origin) = &left.origin {
-            release(store, origin, left.id, keys).await?;
-        }
-        manifest::remove_held(store, left.id).await.map_err(error)?;
+        finish_held(store, &left, keys).await?;
     }
     Ok(Released::Gone)
+}
+
+/// Deletes what is left of a volume that nobody holds any more.
+async fn finish_held(store: &dyn ObjectStore, left: &Manifest, keys: Option<&Keys>) -> Result<(), OpenError> {
+    delete_objects(store, left.id, |_, _| {}).await?;
+    if let Some(origin) = &left.origin {
+        release(store, origin, left.id, keys).await?;
+    }
+    manifest::remove_held(store, left.id).await.map_err(|e| OpenError::manifest(&left.name, e))
 }
 
 fn has(manifest: &Manifest, clone: VolumeId) -> bool {
@@ -169,6 +174,11 @@ pub async fn release_stale(
     for hold in &snapshot.holds {
         let error = |e| OpenError::manifest(&hold.name, e);
         let other = match manifest::load(store, &hold.name).await {
+            // What took the name of one that never was, below; whoever did that did not come to its end.
+            Ok((found, _)) if found.id == hold.volume && is_tombstone(&found) => {
+                super::delete(store, &hold.name, 0, keys, |_, _| {}).await?;
+                continue;
+            }
             Ok((found, _)) if found.id == hold.volume => continue,
             Ok(_) => true,
             Err(ManifestError::NotFound(_)) => false,
@@ -217,6 +227,45 @@ fn tombstone(manifest: &Manifest, hold: &Hold) -> Manifest {
         origin: manifest.origin.clone(),
         ..Manifest::new(hold.volume, &hold.name, manifest.size)
     }
+}
+
+/// Whether it is such a manifest: a clone that was made has an epoch from the beginning.
+fn is_tombstone(manifest: &Manifest) -> bool {
+    manifest.state == VolumeState::Deleting && manifest.epochs.is_empty() && manifest.origin.is_some()
+}
+
+/// Goes on with a volume that is deleted but for what clones need, where an interruption left it to nobody: lets go of
+/// holds whose clones are not there and, when no other is left, deletes the rest. Whether nothing of it is left.
+pub async fn settle_held(store: &dyn ObjectStore, volume: VolumeId, keys: Option<&Keys>) -> Result<bool, OpenError> {
+    let load = async || {
+        let found = manifest::load_held(store, volume).await;
+        found.map_err(|e| OpenError::manifest(&manifest::held_key(volume), e))
+    };
+    let Some((manifest, _)) = load().await? else { return Ok(true) };
+    for snapshot in &manifest.snapshots {
+        release_stale(store, &manifest, snapshot, keys).await?;
+    }
+    match load().await? {
+        Some((left, _)) if left.is_held() => Ok(false),
+        Some((left, _)) => finish_held(store, &left, keys).await.map(|()| true),
+        None => Ok(true),
+    }
+}
+
+/// Whether none of the clones is there that a volume is kept for which is deleted but for them.
+pub(crate) async fn is_left_alone(store: &dyn ObjectStore, held: &Manifest) -> Result<bool, OpenError> {
+    for hold in held.snapshots.iter().flat_map(|snapshot| &snapshot.holds) {
+        match manifest::load(store, &hold.name).await {
+            Ok((found, _)) if found.id == hold.volume && !is_tombstone(&found) => return Ok(false),
+            Ok(_) | Err(ManifestError::NotFound(_)) => {}
+            Err(e) => return Err(OpenError::manifest(&hold.name, e)),
+        }
+        let kept = manifest::load_held(store, hold.volume).await;
+        if kept.map_err(|e| OpenError::manifest(&hold.name, e))?.is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether the origin still holds for `clone`.

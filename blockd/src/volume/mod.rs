@@ -11,6 +11,8 @@
 mod admin;
 mod api;
 #[cfg(feature = "engine")]
+mod beginning;
+#[cfg(feature = "engine")]
 mod block_cache;
 #[cfg(feature = "engine")]
 mod catch_up;
@@ -59,6 +61,8 @@ mod write;
 pub use admin::{Deleted, delete, resize};
 pub use api::*;
 #[cfg(feature = "engine")]
+pub(crate) use beginning::Beginning;
+#[cfg(feature = "engine")]
 pub(crate) use catch_up::missed_restore;
 #[cfg(feature = "engine")]
 pub use catch_up::{Holes, Progress, TableFrom};
@@ -77,9 +81,9 @@ pub(crate) use engine::{blocks_of, within_block};
 #[cfg(feature = "engine")]
 pub use go_back::{GoBack, go_back};
 #[cfg(feature = "engine")]
-pub(crate) use holds::is_held;
+pub use holds::{Released, release, release_stale, settle_held};
 #[cfg(feature = "engine")]
-pub use holds::{Released, release, release_stale};
+pub(crate) use holds::{is_held, is_left_alone};
 #[cfg(feature = "engine")]
 pub use job::{Blocking, Jitter, JobDone};
 #[cfg(feature = "engine")]

@@ -43,6 +43,17 @@ pub enum OpenError {
     /// Half deleted.
     #[error("volume {0} is being deleted; finish with `blockd volume delete {0}`")]
     Deleting(String),
+    /// A clone whose making was given up, and landed all the same.
+    #[error(
+        "volume {name} is a clone that was not made to its end, and {origin} keeps nothing for it; delete it with `blockd \
+         volume delete {name}`, and make it again"
+    )]
+    NotHeld {
+        /// The clone.
+        name: String,
+        /// What it was made of.
+        origin: String,
+    },
     /// The lease cannot be read or changed.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -283,6 +294,7 @@ impl Volume {
             progress: &progress,
             keys: keys.as_ref(),
         };
+        refuse_unheld(store.as_ref(), &manifest).await?;
         let (local, known) = catch_up.begin(&manifest).await?;
         let claimant = own::Claimant { owner, expected: parts.last_epoch, now_ms: (parts.wall)() };
         let mut claim = own::claim(store.as_ref(), &manifest.name, claimant, known, keys.as_ref()).await?;
@@ -371,10 +383,7 @@ impl Volume {
         let table = Arc::new(table);
         let copier =
             BlockReader::new(manifest.id, table.clone(), parts.store.clone(), None).with_keys(parts.keys.clone());
-        // Each epoch's seal stands where the next one begins.
-        let next = manifest.epochs.iter().skip(1);
-        let ended = manifest.epochs.iter().zip(next).map(|(e, next)| (e.epoch, e.first_seq..next.first_seq));
-        let compact = Compact::new(&table, ended)?;
+        let compact = Compact::new(&table, manifest.ended())?;
         let reader = BlockReader::new(manifest.id, table.clone(), parts.store.clone(), parts.frame_cache)
             .with_keys(parts.keys.clone())
             .with_deadline(parts.tuning.read_patience);
@@ -438,6 +447,18 @@ impl Volume {
         volume.compact.hold(volume.snapshots.positions());
         volume.frames_written();
         Ok(volume)
+    }
+}
+
+/// Refuses a clone that nobody opened yet and that its origin does not hold for: what it refers to may be gone. A hold that was
+/// there when a clone was first opened stays until that is deleted.
+async fn refuse_unheld(store: &dyn ObjectStore, manifest: &Manifest) -> Result<(), OpenError> {
+    let opened = |manifest: &Manifest| manifest.settled().is_some_and(|last| last.owner != [0; 16]);
+    match &manifest.origin {
+        Some(origin) if !opened(manifest) && !super::is_held(store, origin, manifest.id).await? => {
+            Err(OpenError::NotHeld { name: manifest.name.clone(), origin: origin.name.clone() })
+        }
+        _ => Ok(()),
     }
 }
 

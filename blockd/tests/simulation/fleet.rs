@@ -13,6 +13,8 @@
 //!   another took the volume.
 //! - **Readers beside the owner** see prefixes of the same history, one after the other.
 //! - **A snapshot** reads as the history up to its LSN, whoever has owned the volume since and whatever was compacted.
+//! - **A restore** happens or does not; after it the state is the snapshot's, with what is written since on top.
+//! - **A clone** has a history of its own, which begins with the snapshot it was made of, whatever became of its origin.
 //! - **Nothing needed is deleted**, and when all has come to rest, nothing is left that nobody needs.
 
 use std::cell::{Cell, RefCell};
@@ -27,7 +29,7 @@ use async_trait::async_trait;
 use blockd::chunk::{ChunkName, Codec, ReadError};
 use blockd::crypt::Keys;
 use blockd::lease::{self, AcquireError, Held, Instants, Lease, LeaseState, Lost, Order, Sighting, Unsent};
-use blockd::manifest::{self, Durability, EpochStart, Manifest};
+use blockd::manifest::{self, CheckpointName, Durability, EpochStart, Hold, Manifest};
 use blockd::store::{
     FaultPlan, FaultRates, FaultyStore, ListEntry, MemoryStore, ObjectMeta, ObjectStore, Outage, PutMode, Version,
 };
@@ -48,15 +50,21 @@ use super::bucket::{make_volume, read_snapshot};
 use super::disk::SimDisk;
 use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sector_of, value_of};
 
+#[path = "fleet_clones.rs"]
+mod clones;
 #[path = "fleet_readers.rs"]
 mod readers;
 #[path = "fleet_renewals.rs"]
 mod renewals;
+#[path = "fleet_restores.rs"]
+mod restores;
 #[path = "fleet_store.rs"]
 mod store;
 
+use clones::Family;
 use readers::{Asked, follow};
 use renewals::Renewals;
+use restores::Reset;
 use store::{Clocks, HostStore};
 
 const BLOCKS: usize = 128;
@@ -67,8 +75,9 @@ const LEASE_MS: u64 = 1_000;
 /// No request takes effect later than this after it was answered.
 const LATEST: Duration = Duration::from_millis(200);
 
-/// What all hosts share, and what is known of them from outside.
+/// What all hosts of a volume share, and what is known of them from outside.
 struct Shared {
+    name: String,
     bucket: Arc<MemoryStore>,
     durability: Durability,
     keys: Option<Keys>,
@@ -82,11 +91,17 @@ struct Shared {
     promised: RefCell<Vec<(u64, Lsn)>>,
     /// Snapshots whose making was answered, and whose deletion nobody asked for, with the least LSN of each.
     snapshots: RefCell<BTreeMap<String, Lsn>>,
+    /// States at which the history begins anew, oldest first: by a restore, or because it is a clone's.
+    resets: RefCell<Vec<Reset>>,
+    /// What restores that were tried were to lead to, by seq and epoch of the snapshot.
+    wanted: RefCell<BTreeMap<(u64, u64), Rc<Vec<Value>>>>,
+    /// Clones for which hidden snapshots were made.
+    orders: RefCell<Vec<Hold>>,
     /// Who took the lease last.
     holder: Cell<usize>,
-    over: Cell<bool>,
-    next_value: Cell<Value>,
-    counts: RefCell<BTreeMap<&'static str, u64>>,
+    over: Rc<Cell<bool>>,
+    next_value: Rc<Cell<Value>>,
+    counts: Rc<RefCell<BTreeMap<&'static str, u64>>>,
 }
 
 impl Shared {
@@ -163,12 +178,40 @@ struct Host {
     stopped: Arc<AtomicBool>,
     processes: Arc<AtomicU64>,
     next_token: u64,
+    /// How many steps a process makes.
+    steps: Range<u32>,
+    /// How likely it goes back to a snapshot before it opens the volume.
+    goes_back: f64,
     /// What the log here must still hold.
     owes: Option<Debt>,
     seen: Option<Sighting>,
 }
 
 impl Host {
+    fn new(index: usize, shared: Rc<Shared>, rng: &mut SmallRng) -> Self {
+        Self {
+            index,
+            id: [index as u8 + 1; 16],
+            rng: SmallRng::seed_from_u64(rng.random()),
+            clocks: Arc::new(Clocks {
+                start: shared.start,
+                steady_off_ms: rng.random_range(1_000..1_000_000),
+                wall_off_ms: AtomicI64::new(0),
+            }),
+            shared,
+            disk: Arc::new(SimDisk::new(SEGMENT_BYTES)),
+            kv: MemKv::new(),
+            plan: FaultPlan::new(rng.random()),
+            stopped: Arc::default(),
+            processes: Arc::default(),
+            next_token: 0,
+            steps: 50..1500,
+            goes_back: 0.15,
+            owes: None,
+            seen: None,
+        }
+    }
+
     fn store(&self) -> Arc<HostStore> {
         Arc::new(HostStore {
             inner: FaultyStore::new(self.shared.bucket.clone(), self.plan.clone()),
@@ -194,10 +237,10 @@ impl Host {
         self
     }
 
-    /// One process: from its start to its end.
-    async fn process(&mut self) {
+    /// What goes wrong with requests of a process.
+    fn trouble_ahead(&mut self) -> FaultRates {
         let level = [0.0, 0.02, 0.1][self.rng.random_range(0..3)];
-        self.plan.set_rates(FaultRates {
+        FaultRates {
             fail_before: level,
             fail_after: level,
             land_late: level / 2.0,
@@ -207,7 +250,13 @@ impl Host {
             flip_bit: level / 4.0,
             stall_max: LATEST,
             ops: Vec::new(),
-        });
+        }
+    }
+
+    /// One process: from its start to its end.
+    async fn process(&mut self) {
+        let rates = self.trouble_ahead();
+        self.plan.set_rates(rates);
         self.plan.set_outage(Outage::None);
         let crash = self.rng.random_bool(0.4).then(|| self.rng.random_range(1..1500));
         self.disk.crash_after(crash);
@@ -270,8 +319,11 @@ impl Host {
     /// Takes the lease, whenever it is to be had, and opens the volume; none when that does not work out.
     async fn open(&mut self, force: bool) -> Option<(Serving, Held)> {
         let store = self.store();
+        let shared = self.shared.clone();
+        let name = shared.name.as_str();
+        let mut goes_back = self.rng.random_bool(self.goes_back);
         loop {
-            let manifest = manifest::open(store.as_ref(), NAME, self.shared.keys.as_ref()).await;
+            let manifest = manifest::open(store.as_ref(), name, self.shared.keys.as_ref()).await;
             let Ok((manifest, _)) = manifest else {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
@@ -279,24 +331,10 @@ impl Host {
             if self.stranded(&manifest) {
                 continue;
             }
-            let wanted = Lease {
-                volume: manifest.id,
-                state: LeaseState::Held,
-                host: self.id,
-                claim: self.rng.random(),
-                host_name: format!("host {}", self.index),
-                epoch: 0,
-                counter: 0,
-                duration_ms: LEASE_MS,
-                since_ms: 0,
-                renewed_ms: 0,
-                bucket_lsn: 0,
-                last_lsn: 0,
-                dirty_bytes: 0,
-            };
+            let wanted = self.wanted_lease(&manifest);
             let clocks = self.clocks.clone();
             let clock = move || clocks.now();
-            let acquired = match lease::acquire(store.as_ref(), NAME, wanted, self.seen, force, &clock).await {
+            let acquired = match lease::acquire(store.as_ref(), name, wanted, self.seen, force, &clock).await {
                 Ok(acquired) => acquired,
                 Err(AcquireError::Held { seen, .. }) => {
                     self.seen = Some(seen);
@@ -312,7 +350,18 @@ impl Host {
             self.shared.holder.set(self.index);
             tracing::info!(host = self.index, verdict = ?acquired.verdict, "took the lease");
             self.shared.count(if force { "forced" } else { "taken" });
-            let mut held = Held::new(NAME, acquired);
+            let mut held = Held::new(name, acquired);
+            if std::mem::take(&mut goes_back) && manifest.snapshots.iter().any(|snapshot| !snapshot.hidden) {
+                let clocks = self.clocks.clone();
+                tokio::select! {
+                    biased;
+                    () = self.go_back(&store, &manifest) => {}
+                    _ = Self::renew_while_opening(&clocks, store.as_ref(), &mut held) => {}
+                }
+                self.stopped.store(false, Ordering::Relaxed);
+                // Whatever came of it: as the bucket says.
+                continue;
+            }
             let expected = manifest.epochs.last().map_or(0, |e| e.epoch);
             let opening = Volume::open_parts(self.parts(store.clone(), expected), manifest, self.id);
             let opened = tokio::select! {
@@ -336,6 +385,25 @@ impl Host {
                     return None;
                 }
             }
+        }
+    }
+
+    /// The lease as this host would hold it.
+    fn wanted_lease(&mut self, manifest: &Manifest) -> Lease {
+        Lease {
+            volume: manifest.id,
+            state: LeaseState::Held,
+            host: self.id,
+            claim: self.rng.random(),
+            host_name: format!("host {}", self.index),
+            epoch: 0,
+            counter: 0,
+            duration_ms: LEASE_MS,
+            since_ms: 0,
+            renewed_ms: 0,
+            bucket_lsn: 0,
+            last_lsn: 0,
+            dirty_bytes: 0,
         }
     }
 
@@ -392,8 +460,8 @@ impl Host {
         if let Some(debt) = self.owes {
             assert!(last >= debt.acked, "{debt:?}, but stranded writes end at {last}");
         }
-        let base = history.borrow().state(first - 1, SECTORS);
-        let mut state = base;
+        let then = |lsn| self.shared.state(&history.borrow(), lsn, |reset| reset.epoch <= stranded.epoch);
+        let mut state = then(first - 1);
         let replayed = stranded.replay(self.disk.as_ref(), |write, bytes| {
             let from = (write.offset / SECTOR as u64) as usize;
             match bytes {
@@ -411,7 +479,7 @@ impl Host {
             return false;
         }
         self.owes = None;
-        assert!(state == history.borrow().state(last, SECTORS), "stranded writes are not what was written");
+        assert!(state == then(last), "stranded writes are not what was written");
         self.disk.wipe();
         true
     }
@@ -419,7 +487,15 @@ impl Host {
     /// Whether a refusal to open the volume is one that may be.
     fn judge_refusal(&mut self, error: &OpenError) {
         let text = error.to_string();
-        let expected = ["injected", "machine is off", "damaged", "changed", "Precondition", "another host"];
+        let expected = [
+            "injected",
+            "machine is off",
+            "damaged",
+            "changed",
+            "Precondition",
+            "another host",
+            "keeps nothing for it",
+        ];
         assert!(
             self.disk.crashed() || error.is_not_ours() || expected.iter().any(|e| text.contains(e)),
             "opening failed: {text}"
@@ -440,9 +516,11 @@ impl Host {
         let earlier = {
             let histories = self.shared.histories.borrow();
             let settled = |epoch: &u64| epochs.iter().any(|e| e.epoch == *epoch && e.first_seq > 0);
-            histories.range(..epoch).rev().find(|(epoch, _)| settled(epoch)).map(|(epoch, h)| (*epoch, h.clone()))
+            // That of a clone begins with its origin's.
+            let earlier = histories.range(..epoch).rev().find(|(epoch, _)| **epoch == 0 || settled(epoch));
+            earlier.map(|(_, history)| history.clone())
         };
-        let mut history = earlier.as_ref().map(|(_, history)| history.borrow().clone()).unwrap_or_default();
+        let mut history = earlier.map(|history| history.borrow().clone()).unwrap_or_default();
         if let Some(debt) = self.owes.take() {
             assert!(report.last_lsn >= debt.acked, "{debt:?} on host {}, but it opened as {report:?}", self.index);
         }
@@ -453,10 +531,11 @@ impl Host {
             );
         }
         history.truncate(report.last_lsn);
+        self.shared.learn(&report.manifest);
         let history = Rc::new(RefCell::new(history));
         self.shared.histories.borrow_mut().insert(epoch, history.clone());
         let mut client = ClientModel::new(SECTORS);
-        let found = history.borrow().state(report.last_lsn, SECTORS);
+        let found = self.shared.state(&history.borrow(), report.last_lsn, |_| true);
         for (sector, &value) in found.iter().enumerate() {
             let token = self.token();
             client.change(token, sector, 1, value, true);
@@ -486,7 +565,7 @@ impl Host {
     /// Serves the volume until the process ends.
     async fn serve(&mut self, mut serving: Serving, held: Held) -> End {
         let renewals = Renewals::start(self.store(), self.clocks.clone(), self.stopped.clone(), held);
-        let steps = self.rng.random_range(50..1500);
+        let steps = self.rng.random_range(self.steps.clone());
         self.read_everything(&mut serving);
         let mut outage_until = Instant::now();
         let mut end = None;
@@ -814,6 +893,7 @@ impl Fleet {
             read_patience: Duration::from_secs(30),
         };
         let shared = Shared {
+            name: NAME.to_owned(),
             bucket,
             durability,
             keys,
@@ -823,34 +903,19 @@ impl Fleet {
             histories: RefCell::default(),
             promised: RefCell::default(),
             snapshots: RefCell::default(),
+            resets: RefCell::default(),
+            wanted: RefCell::default(),
+            orders: RefCell::default(),
             holder: Cell::new(usize::MAX),
-            over: Cell::new(false),
-            next_value: Cell::new(1),
-            counts: RefCell::default(),
+            over: Rc::default(),
+            next_value: Rc::new(Cell::new(1)),
+            counts: Rc::default(),
         };
         Self { rng, shared: Rc::new(shared) }
     }
 
     fn host(&mut self, index: usize) -> Host {
-        Host {
-            index,
-            id: [index as u8 + 1; 16],
-            rng: SmallRng::seed_from_u64(self.rng.random()),
-            shared: self.shared.clone(),
-            clocks: Arc::new(Clocks {
-                start: self.shared.start,
-                steady_off_ms: self.rng.random_range(1_000..1_000_000),
-                wall_off_ms: AtomicI64::new(0),
-            }),
-            disk: Arc::new(SimDisk::new(SEGMENT_BYTES)),
-            kv: MemKv::new(),
-            plan: FaultPlan::new(self.rng.random()),
-            stopped: Arc::default(),
-            processes: Arc::default(),
-            next_token: 0,
-            owes: None,
-            seen: None,
-        }
+        Host::new(index, self.shared.clone(), &mut self.rng)
     }
 
     /// Hosts live side by side for a while; then one after the other opens the volume in peace. Returns what happened how
@@ -860,6 +925,8 @@ impl Fleet {
         let lives: Vec<_> = (0..hosts).map(|index| tokio::task::spawn_local(self.host(index).live())).collect();
         let reader = SmallRng::seed_from_u64(self.rng.random());
         let reader = tokio::task::spawn_local(follow(self.shared.clone(), reader, FaultPlan::new(self.rng.random())));
+        let breeder = SmallRng::seed_from_u64(self.rng.random());
+        let breeder = tokio::task::spawn_local(Family::new(self.shared.clone(), breeder).live());
         tokio::time::sleep(Duration::from_millis(self.rng.random_range(2_000..10_000))).await;
         self.shared.over.set(true);
         let mut hosts = Vec::new();
@@ -867,12 +934,20 @@ impl Fleet {
             hosts.push(life.await.expect("no host finds anything wrong"));
         }
         reader.await.expect("the follower finds nothing wrong");
+        let mut family = breeder.await.expect("no clone finds anything wrong");
         // What was sent long ago has landed by now.
         tokio::time::sleep(2 * LATEST).await;
+        family.adopt().await;
         let last = self.rng.random_range(0..hosts.len());
-        self.visit(&mut hosts[last], true).await;
+        // The clones go first, or the origin does not wait for them.
+        let alone = self.rng.random_bool(0.5);
+        if alone {
+            family.delete_clones().await;
+        }
+        self.visit(&mut hosts[last], alone).await;
         let mut stranger = self.host(hosts.len());
         self.visit(&mut stranger, false).await;
+        family.delete_all().await;
         self.shared.counts.take()
     }
 
@@ -881,6 +956,7 @@ impl Fleet {
         host.plan.set_rates(FaultRates::default());
         host.plan.set_outage(Outage::None);
         host.disk.crash_after(None);
+        host.goes_back = 0.0;
         let (mut serving, mut held) = host.open(true).await.expect("nothing goes wrong any more");
         host.read_everything(&mut serving);
         self.shared.check_snapshots().await;
@@ -952,7 +1028,8 @@ impl Fleet {
                 blockd::checkpoint::collect::reached(self.shared.bucket.as_ref(), &manifest, self.shared.keys.as_ref())
                     .await
                     .unwrap();
-            let there = self.shared.bucket.keys().into_iter().filter(|key| key.starts_with("checkpoints/"));
+            let own = CheckpointName::prefix(manifest.id);
+            let there = self.shared.bucket.keys().into_iter().filter(|key| key.starts_with(&own));
             if manifest.checkpoint.is_none() || there.eq(reached) {
                 return;
             }

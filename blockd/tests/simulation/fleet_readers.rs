@@ -36,6 +36,7 @@ pub(super) async fn follow(shared: Rc<Shared>, mut rng: SmallRng, plan: Arc<Faul
         };
         for _ in 0..rng.random_range(1..100) {
             let (manifest, _) = manifest::load(shared.bucket.as_ref(), NAME).await.unwrap();
+            shared.learn(&manifest);
             let reached = follower.sight().table().applied();
             assert!(reached.seq >= newest, "a follower went back from chunk {newest} to {reached:?}");
             newest = reached.seq;
@@ -43,7 +44,8 @@ pub(super) async fn follow(shared: Rc<Shared>, mut rng: SmallRng, plan: Arc<Faul
                 Ok((bytes, _)) if reached.seq > 0 => {
                     let found: Vec<Value> = bytes.chunks(SECTOR).map(value_of).collect();
                     let history = shared.histories.borrow()[&manifest.epoch_of(reached.seq)].clone();
-                    let expected = history.borrow().state(reached.lsn, SECTORS);
+                    let at = follower.sight().table().position();
+                    let expected = shared.state(&history.borrow(), reached.lsn, |reset| reset.is_before(at));
                     assert!(found == expected, "a follower sees something else than the state at {reached:?}");
                     shared.count("followed");
                 }
@@ -73,6 +75,8 @@ type Answer = oneshot::Receiver<Result<Manifest, SnapshotError>>;
 pub(super) struct Asked {
     /// Each with what had been acknowledged then.
     making: Vec<(String, Lsn, Answer)>,
+    /// For clones.
+    ordering: Vec<(Hold, Answer)>,
 }
 
 impl Shared {
@@ -91,19 +95,13 @@ impl Shared {
                 assert!(!there, "snapshot {} cannot be read", snapshot.name);
                 continue;
             };
-            if snapshot.seq == 0 {
-                assert!(found.iter().all(|value| *value == 0));
-                continue;
-            }
-            let history = self.histories.borrow()[&manifest.epoch_of(snapshot.seq)].clone();
-            let expected = history.borrow().state(snapshot.lsn, SECTORS);
-            assert!(found == expected, "snapshot {} changed", snapshot.name);
+            assert!(found == self.snapshot_state(&manifest, snapshot), "snapshot {} changed", snapshot.name);
             self.count("snapshots read");
         }
     }
 
     pub(super) async fn manifest(&self) -> Manifest {
-        manifest::open(self.bucket.as_ref(), NAME, self.keys.as_ref()).await.unwrap().0
+        manifest::open(self.bucket.as_ref(), &self.name, self.keys.as_ref()).await.unwrap().0
     }
 }
 
@@ -114,7 +112,15 @@ impl Host {
         if !self.rng.random_bool(0.01) {
             return;
         }
-        if self.rng.random_bool(0.6) {
+        if self.rng.random_bool(0.15) {
+            // For a clone of the volume as it is now.
+            let name = format!("c{}", self.shared.value());
+            let hold = Hold { volume: VolumeId(self.rng.random()), name: name.clone() };
+            let (reply, answer) = oneshot::channel();
+            let id = self.rng.random();
+            serving.volume.create_snapshot(SnapshotOrder { id, name, hold: Some(hold.clone()) }, reply);
+            serving.asked.ordering.push((hold, answer));
+        } else if self.rng.random_bool(0.6) {
             let name = format!("s{}", self.shared.value());
             let (reply, answer) = oneshot::channel();
             let id = self.rng.random();
@@ -124,14 +130,31 @@ impl Host {
         } else {
             let oldest = self.shared.snapshots.borrow().keys().next().cloned();
             let Some(name) = oldest else { return };
+            let deleted = name.clone();
             // From here on it may be gone at any time.
             self.shared.snapshots.borrow_mut().remove(&name);
-            serving.volume.delete_snapshot(&name, oneshot::channel().0);
+            // Holds of clones that are not there are let go of first, or at the same time by somebody else.
+            let (store, shared) = (self.store(), self.shared.clone());
+            let release = async move { shared.release_stale(store.as_ref(), |snapshot| snapshot.name == name).await };
+            if self.rng.random_bool(0.5) {
+                tokio::task::spawn_local(release);
+            }
+            serving.volume.delete_snapshot(&deleted, oneshot::channel().0);
         }
     }
 
     fn hear_of_snapshots(&mut self, serving: &mut Serving) {
         let shared = &self.shared;
+        serving.asked.ordering.retain_mut(|(hold, answer)| match answer.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            Err(oneshot::error::TryRecvError::Closed) => false,
+            Ok(result) => {
+                if result.is_ok() {
+                    shared.orders.borrow_mut().push(hold.clone());
+                }
+                false
+            }
+        });
         serving.asked.making.retain_mut(|(name, least, answer)| match answer.try_recv() {
             Err(oneshot::error::TryRecvError::Empty) => true,
             Err(oneshot::error::TryRecvError::Closed) => false,
@@ -149,7 +172,14 @@ impl Host {
     pub(super) async fn delete_snapshots(&mut self, serving: &mut Serving) {
         self.shared.snapshots.borrow_mut().clear();
         for _ in 0..10_000 {
-            let Some(snapshot) = self.shared.manifest().await.snapshots.first().cloned() else { return };
+            let Some(snapshot) = self.shared.manifest().await.snapshots.first().cloned() else {
+                serving.volume.look_at_snapshots();
+                return;
+            };
+            self.shared.release_stale(self.shared.bucket.as_ref(), |other| other.id == snapshot.id).await;
+            if snapshot.hidden {
+                continue;
+            }
             let (reply, mut answer) = oneshot::channel();
             serving.volume.delete_snapshot(&snapshot.name, reply);
             while matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {

@@ -186,8 +186,13 @@ impl History {
 
     /// The state after `lsn`.
     pub fn state(&self, lsn: Lsn, sectors: usize) -> Vec<Value> {
-        let mut state = vec![0; sectors];
-        for entry in &self.entries[..lsn as usize] {
+        self.state_from(vec![0; sectors], 0, lsn)
+    }
+
+    /// The state after `lsn`, where that after `from` is `state`.
+    pub fn state_from(&self, mut state: Vec<Value>, from: Lsn, lsn: Lsn) -> Vec<Value> {
+        let sectors = state.len();
+        for entry in &self.entries[from as usize..lsn as usize] {
             state[entry.first..entry.first + entry.values.len()].copy_from_slice(&entry.values);
             let end = (entry.first + entry.zero_sectors).min(sectors);
             state[entry.first.min(end)..end].fill(0);
