@@ -52,7 +52,7 @@ pub struct SessionParams {
     pub host: HostId,
     /// What it asks of.
     pub namespace: Arc<Namespace>,
-    /// Refuse writes, whatever the device says.
+    /// Refuse writes, whatever the device says, and reservations.
     pub read_only: bool,
     /// The group of its controller's connections.
     pub group: u64,
@@ -466,7 +466,8 @@ impl Session {
     /// Whether a command makes sense, and how much data it takes: at least so many bytes.
     fn begin(&mut self, slot: u16, command: &Command) -> Result<Takes, Status> {
         let takes = match command.opcode {
-            io::READ | io::WRITE_ZEROES | io::VERIFY | io::FLUSH | io::RESERVATION_REPORT => Takes::Nothing,
+            io::RESERVATION_REPORT if !self.read_only => Takes::Nothing,
+            io::READ | io::WRITE_ZEROES | io::VERIFY | io::FLUSH => Takes::Nothing,
             io::WRITE | io::COMPARE => Takes::Exactly(command.blocks() * LBA_BYTES),
             io::DATASET_MANAGEMENT => {
                 Takes::AtLeast(u64::from((command.dword(10) & 0xff) + 1) * size_of::<DsmRange>() as u64)
@@ -478,6 +479,7 @@ impl Session {
                 }
                 Takes::AtLeast(u64::from(ranges) * size_of::<CopyRange>() as u64)
             }
+            opcode if self.read_only && is_reservation(opcode) => return Err(Status::INVALID_OPCODE),
             io::RESERVATION_REGISTER | io::RESERVATION_ACQUIRE => Takes::AtLeast(16),
             io::RESERVATION_RELEASE => Takes::AtLeast(8),
             _ => return Err(Status::INVALID_OPCODE),
@@ -984,6 +986,13 @@ enum Found {
 
 fn byte_offset(lba: u64) -> Result<u64, Status> {
     lba.checked_mul(LBA_BYTES).ok_or(Status::LBA_OUT_OF_RANGE)
+}
+
+fn is_reservation(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        io::RESERVATION_REGISTER | io::RESERVATION_REPORT | io::RESERVATION_ACQUIRE | io::RESERVATION_RELEASE
+    )
 }
 
 /// What a command does to data, if it does anything.
