@@ -108,7 +108,8 @@ fn lines(daemon: &DaemonInfo, disk: &Disk, address: Option<IpAddr>) -> anyhow::R
     }
     let at = |place: &SocketAddr| format!("-t tcp -a {} -s {}", place.ip(), place.port());
     let (device, nqn) = (format!("/dev/disk/by-id/nvme-uuid.{}", hyphenated(&disk.id)), &disk.nqn);
-    // The journal of a snapshot that was taken while it was mounted cannot be replayed on a disk that is not written.
+    // The journal of a file system that was mounted when the snapshot was made cannot be replayed on a disk that is not
+    // written; it must have been frozen.
     let how = if disk.read_only { "_netdev,nofail,ro,noload 0 0" } else { "_netdev,nofail,discard 0 2" };
     Ok(Lines {
         nqn: nqn.clone(),
