@@ -313,6 +313,87 @@ fn a_silent_host_is_given_up_and_a_talking_one_is_not() {
     assert!(silent.read(0, 512).is_err(), "its I/O queues went along");
 }
 
+#[test]
+fn snapshots_are_disks_that_nobody_can_write() {
+    let mut served = serve(&[]);
+    let data = pattern(1, 1 << 20);
+    let mut client = served.connect(1, &options());
+    client.write(MIB, &data, false).unwrap();
+    let mut discovery = NvmeClient::connect(served.addr, DISCOVERY_NQN, 0, &options()).unwrap();
+    discovery.admin.submit(Command::new(admin::ASYNC_EVENT, 0, 0), Data::None).unwrap();
+    discovery.admin.flush().unwrap();
+    let made = served.daemon.json(&["snapshot", "create", "disk@one"]);
+    client.write(MIB, &pattern(2, 1 << 20), false).unwrap();
+    assert_eq!(discovery.admin.next_done().unwrap().result, 0x70_f002);
+    let page = discovery.log_page(0x70, 4096, 0).unwrap();
+    assert_eq!(page[8], 3, "discovery, the volume, and its snapshot");
+    let info = served.daemon.json(&["connect-info", "disk@one"]);
+    let nqn = info["nqn"].as_str().unwrap().to_owned();
+    assert_eq!(made["nqn"], info["nqn"]);
+    assert!(page[3072..].windows(nqn.len()).any(|window| window == nqn.as_bytes()));
+    assert!(info["fstab"].as_str().unwrap().contains(",ro,"), "{info}");
+    for restarted in [false, true] {
+        if restarted {
+            served.daemon.restart();
+        }
+        let mut client = NvmeClient::connect(served.addr, &nqn, 2, &options()).unwrap();
+        assert_eq!(client.size(), 64 * MIB);
+        let namespace = client.refresh().unwrap();
+        assert_eq!((namespace.nsattr, namespace.rescap), (1, 0));
+        assert_eq!(
+            namespace.nguid.iter().map(|b| format!("{b:02x}")).collect::<String>(),
+            made["id"].as_str().unwrap()
+        );
+        assert!(client.read(MIB, 1 << 20).unwrap() == data);
+        assert!(client.io[1].call(read_command(MIB, 4096), Data::In(4096)).unwrap().data == data[..4096]);
+        client.flush().unwrap();
+        let queue = &mut client.io[0];
+        let (deallocate, ranges) = deallocate_command(&[(MIB, 4096)]);
+        let refusals = [
+            (write_command(MIB, 4096, false), Data::Out(vec![0; 4096])),
+            (write_command(MIB, 1 << 20, false), Data::Out(vec![0; 1 << 20])),
+            (zero_command(MIB, 4096, false, true), Data::None),
+            (deallocate, ranges),
+        ];
+        for (command, data) in refusals {
+            assert_eq!(refused(queue.call(command, data)), Status::WRITE_PROTECTED);
+        }
+        assert_eq!(reserve(queue, io::RESERVATION_REGISTER, 0, [0, 1]), Status::INVALID_OPCODE);
+        assert!(client.read(MIB, 1 << 20).unwrap() == data);
+        // While it is read the snapshot stays.
+        let refused = served.daemon.run(&["snapshot", "delete", "disk@one"]);
+        assert!(!refused.status.success());
+    }
+    until_deleted(&served.daemon, "disk@one");
+    assert!(!refused(NvmeClient::connect(served.addr, &nqn, 1, &options())).may_retry());
+}
+
+/// Deletes a snapshot as soon as the daemon has seen its readers leave.
+fn until_deleted(daemon: &Daemon, snapshot: &str) {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let deleted = daemon.run(&["snapshot", "delete", snapshot]);
+        if deleted.status.success() {
+            return;
+        }
+        assert!(Instant::now() < end, "{deleted:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn hidden_snapshots_are_reached_by_their_names_only() {
+    let allowed = format!("disk={}", options().host);
+    let served = serve(&["--nvme-hide-snapshots", "--nvme-host", &allowed]);
+    let made = served.daemon.json(&["snapshot", "create", "disk@one"]);
+    let nqn = made["nqn"].as_str().unwrap();
+    let mut discovery = NvmeClient::connect(served.addr, DISCOVERY_NQN, 0, &options()).unwrap();
+    assert_eq!(discovery.log_page(0x70, 1024, 0).unwrap()[8], 2, "discovery and the volume");
+    NvmeClient::connect(served.addr, nqn, 1, &options()).unwrap();
+    // Who may not have the volume may not have its past.
+    assert_eq!(refused(NvmeClient::connect(served.addr, nqn, 1, &other_host())), Status::CONNECT_HOST);
+}
+
 fn reserve(queue: &mut Queue, opcode: u8, dword: u32, keys: [u64; 2]) -> Status {
     let data = [keys[0].to_le_bytes(), keys[1].to_le_bytes()].concat();
     match queue.call(Command::new(opcode, 0, NSID).with_dword(10, dword), Data::Out(data)) {

@@ -5,6 +5,8 @@
 host_resize() { ctl volume resize "$1" "$2" >/dev/null; }
 host_create() { ctl volume create "$1" --size "$2" >/dev/null; }
 host_delete() { ctl volume delete "$1" --yes --force >/dev/null; }
+host_snapshot() { ctl snapshot create "$1" >/dev/null; }
+host_snapshot_nqn() { ctl connect-info "$1" --json | jq -r .nqn; }
 host_nqn() { status | jq -r ".volumes[] | select(.name == \"$1\").nqn"; }
 host_stored() { wait_drained; stat_of "$1" live_bytes; }
 

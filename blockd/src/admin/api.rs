@@ -176,6 +176,9 @@ pub struct SnapshotStatus {
     pub clones: Vec<String>,
     /// Whether it is deleted as far as people are concerned, and waits for its clones to go.
     pub hidden: bool,
+    /// Its name among NVMe/TCP hosts; empty if it is hidden.
+    #[serde(default)]
+    pub nqn: String,
 }
 
 /// `POST /v1/volumes/NAME/snapshots`.

@@ -1,4 +1,4 @@
-//! `blockd connect-info`: what to type on a host to attach a volume over NVMe/TCP.
+//! `blockd connect-info`: what to type on a host to attach a volume or a snapshot over NVMe/TCP.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,15 +6,15 @@ use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
 
+use super::snapshot::{SnapshotName, parse_snapshot};
 use super::{ClientArgs, print, print_json, volume::parse_name};
-use crate::admin::api::DaemonInfo;
-use crate::admin::api::VolumeInfo;
+use crate::admin::api::{DaemonInfo, SnapshotStatus, VolumeInfo};
 
 #[derive(Args, Debug)]
 pub(super) struct ConnectInfoArgs {
-    /// The volume
-    #[arg(value_parser = parse_name)]
-    name: String,
+    /// The volume, or one of its snapshots: VOLUME or VOLUME@SNAPSHOT
+    #[arg(value_parser = parse_disk, value_name = "VOLUME")]
+    disk: DiskName,
 
     /// Address of this machine as the host reaches it, where the daemon listens on all of them
     #[arg(long, value_name = "IP")]
@@ -22,6 +22,49 @@ pub(super) struct ConnectInfoArgs {
 
     #[command(flatten)]
     client: ClientArgs,
+}
+
+#[derive(Clone, Debug)]
+enum DiskName {
+    Volume(String),
+    Snapshot(SnapshotName),
+}
+
+/// For clap: `VOLUME` or `VOLUME@SNAPSHOT`.
+fn parse_disk(text: &str) -> Result<DiskName, String> {
+    match text.contains('@') {
+        true => parse_snapshot(text).map(DiskName::Snapshot),
+        false => parse_name(text).map(DiskName::Volume).map_err(|e| e.to_string()),
+    }
+}
+
+/// What a host attaches.
+struct Disk {
+    name: String,
+    id: String,
+    nqn: String,
+    read_only: bool,
+}
+
+impl Disk {
+    fn volume(volume: &VolumeInfo) -> anyhow::Result<Self> {
+        if volume.nqn.is_empty() {
+            bail!(
+                "volume {:?} could not be read, so its NVMe name is not known; see `blockd volume show`",
+                volume.name
+            );
+        }
+        Ok(Self { name: volume.name.clone(), id: volume.id.clone(), nqn: volume.nqn.clone(), read_only: false })
+    }
+
+    fn snapshot(name: &SnapshotName, of: &[SnapshotStatus]) -> anyhow::Result<Self> {
+        let SnapshotName { volume, snapshot } = name;
+        let found = of.iter().find(|found| found.name == *snapshot && !found.hidden);
+        let Some(found) = found else {
+            bail!("volume {volume:?} has no snapshot {snapshot:?}; `blockd snapshot list {volume}` shows those it has");
+        };
+        Ok(Self { name: format!("{volume}@{snapshot}"), id: found.id.clone(), nqn: found.nqn.clone(), read_only: true })
+    }
 }
 
 /// The lines, as JSON has them.
@@ -38,17 +81,18 @@ struct Lines {
 
 pub(super) async fn run(args: ConnectInfoArgs) -> anyhow::Result<()> {
     let client = args.client.client();
-    let (daemon, volume) = (client.info().await?, client.volume(&args.name).await?);
-    let lines = lines(&daemon, &volume.info, args.address)?;
-    if args.client.json { print_json(&lines) } else { print(&text(&lines, &volume.info.name)) }
+    let daemon = client.info().await?;
+    let disk = match &args.disk {
+        DiskName::Volume(name) => Disk::volume(&client.volume(name).await?.info)?,
+        DiskName::Snapshot(name) => Disk::snapshot(name, &client.snapshots(Some(&name.volume)).await?)?,
+    };
+    let lines = lines(&daemon, &disk, args.address)?;
+    if args.client.json { print_json(&lines) } else { print(&text(&lines, &disk)) }
 }
 
-fn lines(daemon: &DaemonInfo, volume: &VolumeInfo, address: Option<IpAddr>) -> anyhow::Result<Lines> {
+fn lines(daemon: &DaemonInfo, disk: &Disk, address: Option<IpAddr>) -> anyhow::Result<Lines> {
     if daemon.nvme.is_empty() {
         bail!("the daemon does not speak NVMe/TCP; start it with --nvme ADDR, for instance --nvme 0.0.0.0:4420");
-    }
-    if volume.nqn.is_empty() {
-        bail!("volume {:?} could not be read, so its NVMe name is not known; see `blockd volume show`", volume.name);
     }
     let mut places = Vec::new();
     for listen in &daemon.nvme {
@@ -63,20 +107,23 @@ fn lines(daemon: &DaemonInfo, volume: &VolumeInfo, address: Option<IpAddr>) -> a
         places.push(place);
     }
     let at = |place: &SocketAddr| format!("-t tcp -a {} -s {}", place.ip(), place.port());
-    let device = format!("/dev/disk/by-id/nvme-uuid.{}", hyphenated(&volume.id));
+    let (device, nqn) = (format!("/dev/disk/by-id/nvme-uuid.{}", hyphenated(&disk.id)), &disk.nqn);
+    // The journal of a file system that was mounted when the snapshot was made cannot be replayed on a disk that is not
+    // written; it must have been frozen.
+    let how = if disk.read_only { "_netdev,nofail,ro,noload 0 0" } else { "_netdev,nofail,discard 0 2" };
     Ok(Lines {
-        nqn: volume.nqn.clone(),
+        nqn: nqn.clone(),
         discover: places.iter().map(|place| format!("nvme discover {}", at(place))).collect(),
         connect: places
             .iter()
-            .map(|place| format!("nvme connect {} -n {} --ctrl-loss-tmo=-1 --reconnect-delay=2", at(place), volume.nqn))
+            .map(|place| format!("nvme connect {} -n {nqn} --ctrl-loss-tmo=-1 --reconnect-delay=2", at(place)))
             .collect(),
-        disconnect: format!("nvme disconnect -n {}", volume.nqn),
+        disconnect: format!("nvme disconnect -n {nqn}"),
         discovery_conf: places
             .iter()
             .map(|place| format!("{} --ctrl-loss-tmo=-1 --reconnect-delay=2", at(place)))
             .collect(),
-        fstab: format!("{device} /mnt/{} ext4 _netdev,nofail,discard 0 2", volume.name),
+        fstab: format!("{device} /mnt/{} ext4 {how}", disk.name),
         device,
     })
 }
@@ -86,7 +133,8 @@ fn hyphenated(id: &str) -> String {
     uuid::Uuid::parse_str(id).map_or_else(|_| id.to_owned(), |id| id.hyphenated().to_string())
 }
 
-fn text(lines: &Lines, name: &str) -> String {
+fn text(lines: &Lines, disk: &Disk) -> String {
+    let name = &disk.name;
     let mut text = String::new();
     let mut section = |title: &str, lines: &[String]| {
         text += &format!("# {title}\n");
@@ -106,7 +154,12 @@ fn text(lines: &Lines, name: &str) -> String {
         &lines.discovery_conf,
     );
     section(
-        &format!("Mount it: this line in /etc/fstab, after mkfs.ext4 on the disk and mkdir /mnt/{name}"),
+        &match disk.read_only {
+            true => format!(
+                "Mount it: this line in /etc/fstab (xfs: norecovery,nouuid for noload), after mkdir /mnt/{name}"
+            ),
+            false => format!("Mount it: this line in /etc/fstab, after mkfs.ext4 on the disk and mkdir /mnt/{name}"),
+        },
         std::slice::from_ref(&lines.fstab),
     );
     text.truncate(text.trim_end().len());
@@ -122,13 +175,14 @@ mod tests {
         DaemonInfo { nvme: listens.iter().map(|listen| listen.parse().unwrap()).collect(), ..Default::default() }
     }
 
-    fn volume() -> VolumeInfo {
-        VolumeInfo {
+    fn volume() -> Disk {
+        Disk::volume(&VolumeInfo {
             name: "disk".into(),
             id: "0123456789abcdef0123456789abcdef".into(),
             nqn: "nqn.x".into(),
             ..Default::default()
-        }
+        })
+        .unwrap()
     }
 
     #[test]
@@ -140,8 +194,19 @@ mod tests {
         );
         assert_eq!(found.discover[1], "nvme discover -t tcp -a ::1 -s 4421");
         assert_eq!(found.device, "/dev/disk/by-id/nvme-uuid.01234567-89ab-cdef-0123-456789abcdef");
-        let text = text(&found, "disk");
+        let text = text(&found, &volume());
         assert!(text.contains("/etc/fstab") && text.ends_with(" 0 2\n"), "{text}");
+    }
+
+    #[test]
+    fn a_snapshot_is_mounted_read_only() {
+        let status = SnapshotStatus { name: "s".into(), id: "00".into(), nqn: "nqn.s".into(), ..Default::default() };
+        let name = |snapshot: &str| SnapshotName { volume: "disk".into(), snapshot: snapshot.into() };
+        let disk = Disk::snapshot(&name("s"), std::slice::from_ref(&status)).unwrap();
+        let found = lines(&daemon(&["10.0.0.5:4420"]), &disk, None).unwrap();
+        assert!(found.connect[0].contains("-n nqn.s ") && found.fstab.contains(" /mnt/disk@s ext4 _netdev,nofail,ro,"));
+        let hidden = SnapshotStatus { hidden: true, ..status };
+        assert!(Disk::snapshot(&name("s"), &[hidden]).is_err());
     }
 
     #[test]

@@ -94,6 +94,11 @@ pub struct Config {
     #[arg(long, value_name = "NAME=NQN", help_heading = "Network")]
     pub nvme_nqn: Vec<VolumeNqn>,
 
+    /// Leave snapshots out of what NVMe/TCP hosts discover, so that a host that connects to all it finds does not connect
+    /// to them; by their names they can be reached all the same
+    #[arg(long, help_heading = "Network")]
+    pub nvme_hide_snapshots: bool,
+
     /// TCP address for Prometheus (GET /metrics), or none; the admin socket always has it
     #[arg(long, value_name = "ADDR", default_value = "none", help_heading = "Network")]
     pub metrics: Listen<SocketAddr>,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::exports::snapshot_nqn;
 use super::volumes::{Daemon, Phase, Place, VolumeError, with_volume};
 use crate::admin::api::SnapshotStatus;
 use crate::explain::explain;
@@ -29,6 +30,7 @@ pub(super) fn status(volume: &str, snapshot: &Snapshot) -> SnapshotStatus {
         made_ms: snapshot.made_ms,
         clones: snapshot.holds.iter().map(|hold| hold.name.clone()).collect(),
         hidden: snapshot.hidden,
+        nqn: if snapshot.hidden { String::new() } else { snapshot_nqn(snapshot.id) },
     }
 }
 
@@ -160,10 +162,15 @@ impl Daemon {
 
     /// Remembers what a manifest says of snapshots.
     pub(super) fn note_snapshots(&self, found: &Manifest) {
+        let mut changed = false;
         if let Some(manifest) = self.entries_mut().get_mut(&found.name).and_then(|entry| entry.manifest.as_mut())
             && manifest.id == found.id
         {
+            changed = manifest.snapshots != found.snapshots;
             manifest.snapshots = found.snapshots.clone();
+        }
+        if changed {
+            self.changes.tell();
         }
     }
 }

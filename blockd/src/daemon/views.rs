@@ -120,6 +120,12 @@ impl Daemon {
         })
     }
 
+    /// Whether the view of this name, if it is open, is of this snapshot.
+    pub(super) fn view_shows(&self, name: &str, snapshot: SnapshotId) -> bool {
+        let open = self.views.open();
+        matches!(open.get(name), Some(Shown { what: What::Snapshot { id, .. }, .. }) if *id == snapshot)
+    }
+
     /// Why there is no view of this name.
     pub(super) fn view_refusal(&self, name: &str) -> Option<String> {
         self.views.refused.read().expect("no code panics while it holds this lock").get(name).cloned()
@@ -154,6 +160,11 @@ impl Daemon {
         // By the bucket: whichever host has the volume, and whatever became of the snapshot since it was opened last.
         let (manifest, snapshot) = match self.snapshot_of(volume, snapshot).await {
             Ok(found) => found,
+            // A bucket that is away says nothing about a snapshot, and those who read it go on.
+            Err(error) if is_passing(&error) && self.views.open().contains_key(name) => {
+                tracing::warn!(export = name, "exported as it was found before: {error:#}");
+                return Ok(());
+            }
             Err(error) => {
                 self.shut_view(name).await;
                 return Err(error);
@@ -407,6 +418,13 @@ impl Following {
             let _ = task.await;
         }
     }
+}
+
+/// Whether an attempt failed only because the bucket cannot be reached.
+fn is_passing(error: &anyhow::Error) -> bool {
+    let volume = error.downcast_ref::<VolumeError>();
+    let manifest = error.downcast_ref::<manifest::ManifestError>();
+    matches!(volume, Some(VolumeError::Away(_))) || manifest.is_some_and(manifest::ManifestError::is_transient)
 }
 
 /// Looks at the bucket again and again, and shows what it finds.

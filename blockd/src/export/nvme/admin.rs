@@ -412,7 +412,7 @@ impl Admin {
             (_, id::ERRORS) => log_page::errors(),
             (_, id::HEALTH) => log_page::health(),
             (_, id::FIRMWARE) => log_page::firmware(),
-            (_, id::EFFECTS) => log_page::effects(),
+            (Subject::Volume(known), id::EFFECTS) => log_page::effects(known.read_only),
             (_, id::CHANGED_NAMESPACES) => {
                 let page = log_page::changed_namespaces(self.namespace_changed);
                 if !keep_event {

@@ -43,7 +43,7 @@ fn common(cntlid: u16, serial: &str, nqn: &str) -> IdentifyController {
     id
 }
 
-/// A controller of a volume.
+/// A controller of a volume or a snapshot.
 pub fn controller(subsystem: &Subsystem, cntlid: u16) -> IdentifyController {
     const NAMESPACE_NOTICES: u32 = 1 << 8;
     const COMPARE: u16 = 1;
@@ -62,14 +62,17 @@ pub fn controller(subsystem: &Subsystem, cntlid: u16) -> IdentifyController {
     id.cqes = CQES;
     id.nn = NAMESPACES_MAX.into();
     id.mnan = NAMESPACES_MAX.into();
-    id.oncs = (COMPARE | DEALLOCATE | WRITE_ZEROES | SELECT | RESERVATIONS | VERIFY | COPY).into();
-    id.fuses = 1.into();
+    let reading = COMPARE | SELECT | VERIFY;
+    let writing = DEALLOCATE | WRITE_ZEROES | RESERVATIONS | COPY;
+    id.oncs = if subsystem.read_only { reading } else { reading | writing }.into();
+    // A pair ends with a write.
+    id.fuses = u16::from(!subsystem.read_only).into();
     // A cache to be flushed, by the namespace's number or all at once.
-    id.vwc = 0b111;
+    id.vwc = 0b110 | u8::from(!subsystem.read_only);
     id.awun = blocks_0(ATOMIC_BYTES).into();
     id.awupf = blocks_0(ATOMIC_BYTES).into();
     id.acwu = blocks_0(COMPARE_WRITE_MAX).into();
-    id.ocfs = 1.into();
+    id.ocfs = u16::from(!subsystem.read_only).into();
     id.ioccsz = ((64 + IN_CAPSULE_MAX) / 16).into();
     id.iorcsz = 1.into();
     id.msdbd = 1;
@@ -86,7 +89,7 @@ pub fn discovery(cntlid: u16) -> IdentifyController {
     id
 }
 
-/// The namespace of a volume.
+/// The namespace of a volume or a snapshot.
 pub fn namespace(subsystem: &Subsystem) -> IdentifyNamespace {
     const THIN: u8 = 1;
     const ATOMICITY: u8 = 1 << 1;
@@ -99,7 +102,7 @@ pub fn namespace(subsystem: &Subsystem) -> IdentifyNamespace {
     id.nsfeat = THIN | ATOMICITY | BEST_SIZES;
     id.nmic = 1;
     // All six kinds, kept over a loss of power, and keys may be ignored.
-    id.rescap = 0xff;
+    id.rescap = if subsystem.read_only { 0 } else { 0xff };
     id.dlfeat = 0x09;
     let unit = blocks_0(crate::types::BLOCK_SIZE as u32).into();
     id.nawun = blocks_0(ATOMIC_BYTES).into();

@@ -52,7 +52,7 @@ pub fn changed_namespaces(changed: bool) -> Vec<u8> {
 }
 
 /// Which commands there are, and which of them change data.
-pub fn effects() -> Vec<u8> {
+pub fn effects(read_only: bool) -> Vec<u8> {
     const SUPPORTED: u32 = 1;
     const CHANGES_BLOCKS: u32 = 1 << 1;
     let mut page = vec![0; 4096];
@@ -68,16 +68,13 @@ pub fn effects() -> Vec<u8> {
     ] {
         put(opcode.into(), SUPPORTED);
     }
-    for opcode in [
-        io::FLUSH,
-        io::READ,
-        io::COMPARE,
-        io::VERIFY,
-        io::RESERVATION_REGISTER,
-        io::RESERVATION_REPORT,
-        io::RESERVATION_ACQUIRE,
-        io::RESERVATION_RELEASE,
-    ] {
+    for opcode in [io::FLUSH, io::READ, io::COMPARE, io::VERIFY] {
+        put(256 + usize::from(opcode), SUPPORTED);
+    }
+    if read_only {
+        return page;
+    }
+    for opcode in [io::RESERVATION_REGISTER, io::RESERVATION_REPORT, io::RESERVATION_ACQUIRE, io::RESERVATION_RELEASE] {
         put(256 + usize::from(opcode), SUPPORTED);
     }
     for opcode in [io::WRITE, io::WRITE_ZEROES, io::DATASET_MANAGEMENT, io::COPY] {

@@ -63,6 +63,13 @@ pub fn default_nqn(id: crate::types::VolumeId) -> String {
     format!("nqn.2014-08.org.nvmexpress:uuid:{}", uuid::Uuid::from_bytes(id.0).hyphenated())
 }
 
+/// Whose name [`default_nqn`] made `nqn`.
+pub fn id_in_nqn(nqn: &str) -> Option<crate::types::VolumeId> {
+    let (_, id) = nqn.rsplit_once(':')?;
+    let id = crate::types::VolumeId(uuid::Uuid::parse_str(id).ok()?.into_bytes());
+    (default_nqn(id) == nqn).then_some(id)
+}
+
 /// Says what is wrong with a name of a host or a subsystem.
 ///
 /// # Errors
@@ -87,7 +94,10 @@ mod tests {
 
     #[test]
     fn names_are_checked() {
-        check_nqn(&default_nqn(crate::types::VolumeId([7; 16]))).unwrap();
+        let id = crate::types::VolumeId([7; 16]);
+        check_nqn(&default_nqn(id)).unwrap();
+        assert_eq!(id_in_nqn(&default_nqn(id)), Some(id));
+        assert_eq!(id_in_nqn("nqn.2026-01.com.example:07070707-0707-0707-0707-070707070707"), None);
         check_nqn(DISCOVERY_NQN).unwrap();
         check_nqn("nqn.2026-01.com.example:disk").unwrap();
         for bad in ["", "nqn", "iqn.2026-01.com.example", "nqn.2026.com", "nqn.2026-01", "nqn.2026-01.a b"] {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,18 +31,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection may take to say what it is for.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A volume as hosts may see it.
+/// A volume, or a snapshot of one, as hosts may see it.
 #[derive(Clone)]
 pub struct Subsystem {
     /// Its name among hosts.
     pub nqn: String,
-    /// The volume's name, for messages.
+    /// The volume's or the snapshot's name, for messages.
     pub name: String,
     /// Its identity: NGUID, UUID and serial number.
     pub id: VolumeId,
     /// Size in bytes, now.
     pub size: u64,
-    /// Refuse writes. What a snapshot's subsystem says.
+    /// Refuse writes and reservations. What a snapshot's subsystem says.
     pub read_only: bool,
     /// Hosts that may connect; all of them without a list.
     pub hosts: Option<Arc<[String]>>,
@@ -56,8 +57,28 @@ pub struct Subsystem {
 impl Subsystem {
     /// Whether a host may see it.
     pub fn admits(&self, host: &str) -> bool {
-        self.hosts.as_ref().is_none_or(|hosts| hosts.iter().any(|allowed| allowed == host))
+        is_among(host, self.hosts.as_deref())
     }
+}
+
+/// A subsystem as discovery tells of it.
+#[derive(Clone)]
+pub struct Listed {
+    /// Its name among hosts.
+    pub nqn: String,
+    /// As in [`Subsystem`].
+    pub hosts: Option<Arc<[String]>>,
+}
+
+impl Listed {
+    /// Whether a host may see it.
+    pub fn admits(&self, host: &str) -> bool {
+        is_among(host, self.hosts.as_deref())
+    }
+}
+
+fn is_among(host: &str, hosts: Option<&[String]>) -> bool {
+    hosts.is_none_or(|hosts| hosts.iter().any(|allowed| allowed == host))
 }
 
 /// What is known of a subsystem's name.
@@ -72,8 +93,12 @@ pub enum Found {
 
 /// What a target exports; may change while it runs.
 pub trait Subsystems: Send + Sync {
-    /// All that are open.
-    fn list(&self) -> Vec<Subsystem>;
+    /// All that a host could connect to now.
+    fn list(&self) -> Vec<Listed>;
+    /// Gets ready for [`Subsystems::find`] what is not served all the time.
+    fn prepare<'a>(&'a self, _nqn: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(async {})
+    }
     /// The one of a name.
     fn find(&self, nqn: &str) -> Found;
     /// Told when something changed: a volume came or went, or its size.
@@ -378,8 +403,8 @@ async fn admin_queue(
     let subject = if asked.subsystem == DISCOVERY_NQN {
         Subject::Discovery
     } else {
-        let subsystem = open_subsystem(asked, target)?;
-        Subject::Volume(subsystem)
+        target.subsystems.prepare(&asked.subsystem).await;
+        Subject::Volume(open_subsystem(asked, target)?)
     };
     if !target.controllers.outlive(&asked.host, &asked.subsystem).await {
         return Err(refusal(Status::CONNECT_BUSY, "commands of its last connection are still being carried out"));

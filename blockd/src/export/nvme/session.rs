@@ -52,7 +52,7 @@ pub struct SessionParams {
     pub host: HostId,
     /// What it asks of.
     pub namespace: Arc<Namespace>,
-    /// Refuse writes, whatever the device says.
+    /// Refuse writes, whatever the device says, and reservations.
     pub read_only: bool,
     /// The group of its controller's connections.
     pub group: u64,
@@ -405,13 +405,17 @@ impl Session {
         self.sq_head = (self.sq_head + 1) % self.entries;
         self.stats.requests += 1;
         self.large_writes = false;
-        let slot = self.new_slot(command);
         let first = self.fused.take();
         if command.fused() != fuse::SECOND
             && let Some(first) = first
         {
             self.fail(first, Status::FUSED_MISSING, out);
         }
+        if command.opcode == io::READ && command.fused() == 0 && intact {
+            self.read_at_once(command, device, out);
+            return Ok(());
+        }
+        let slot = self.new_slot(command);
         if !intact {
             if command.fused() == fuse::SECOND
                 && let Some(first) = first
@@ -447,6 +451,12 @@ impl Session {
         Ok(())
     }
 
+    /// What [`Self::new_slot`] would return.
+    fn next_slot(&self) -> u16 {
+        // The queue has fewer than 2^16 entries.
+        self.free.last().copied().unwrap_or(self.running.len() as u16)
+    }
+
     fn new_slot(&mut self, command: &Command) -> u16 {
         let running = Some(Running { command: *command, stage: Stage::Device, weight: 0, entered: None });
         self.busy += 1;
@@ -463,10 +473,64 @@ impl Session {
         }
     }
 
+    /// A read, which most often is answered in place, before anything has to be remembered of it: the header goes out first
+    /// and the device appends the data behind it.
+    fn read_at_once(&mut self, command: &Command, device: &mut dyn Device, out: &mut Vec<u8>) {
+        let checked = self.check(command).and_then(|_| {
+            let len = command.blocks() * LBA_BYTES;
+            if u64::from(command.data_out()?) != len {
+                return Err(Status::SGL_LENGTH);
+            }
+            // A length that was checked against TRANSFER_MAX.
+            Ok((byte_offset(command.lba())?, len as u32, self.namespace.enter(&self.host, Access::Read)?))
+        });
+        let (offset, len, entered) = match checked {
+            Ok(checked) => checked,
+            Err(status) => return self.answer(command.cid.get(), status, 0, out),
+        };
+        self.stats.read_bytes += u64::from(len);
+        let start = out.len();
+        self.framing.put_data_header(out, command.cid.get(), len, !self.flow_control);
+        let body = out.len();
+        let token = Token(self.token_base | u64::from(self.next_slot()));
+        match device.read(token, offset, len, out) {
+            ReadNow::Ready { .. } => {
+                assert_eq!(out.len() - body, len as usize, "short read");
+                self.framing.put_data_digest(out, body);
+                self.namespace.leave(entered);
+                if self.flow_control {
+                    self.answer(command.cid.get(), Status::SUCCESS, 0, out);
+                }
+            }
+            ReadNow::Pending => {
+                out.truncate(start);
+                let slot = self.new_slot(command);
+                self.weigh(slot, len.into());
+                let running = self.running[usize::from(slot)].as_mut().expect("just made");
+                running.stage = Stage::Read;
+                running.entered = Some(entered);
+            }
+            ReadNow::Failed(error) => {
+                out.truncate(start);
+                self.namespace.leave(entered);
+                let slot = self.new_slot(command);
+                self.io_failed(slot, &error, out);
+            }
+        }
+    }
+
     /// Whether a command makes sense, and how much data it takes: at least so many bytes.
     fn begin(&mut self, slot: u16, command: &Command) -> Result<Takes, Status> {
+        let takes = self.check(command)?;
+        self.enter(slot, command)?;
+        Ok(takes)
+    }
+
+    /// The part of [`Self::begin`] that leaves no trace.
+    fn check(&self, command: &Command) -> Result<Takes, Status> {
         let takes = match command.opcode {
-            io::READ | io::WRITE_ZEROES | io::VERIFY | io::FLUSH | io::RESERVATION_REPORT => Takes::Nothing,
+            io::RESERVATION_REPORT if !self.read_only => Takes::Nothing,
+            io::READ | io::WRITE_ZEROES | io::VERIFY | io::FLUSH => Takes::Nothing,
             io::WRITE | io::COMPARE => Takes::Exactly(command.blocks() * LBA_BYTES),
             io::DATASET_MANAGEMENT => {
                 Takes::AtLeast(u64::from((command.dword(10) & 0xff) + 1) * size_of::<DsmRange>() as u64)
@@ -478,6 +542,7 @@ impl Session {
                 }
                 Takes::AtLeast(u64::from(ranges) * size_of::<CopyRange>() as u64)
             }
+            opcode if self.read_only && is_reservation(opcode) => return Err(Status::INVALID_OPCODE),
             io::RESERVATION_REGISTER | io::RESERVATION_ACQUIRE => Takes::AtLeast(16),
             io::RESERVATION_RELEASE => Takes::AtLeast(8),
             _ => return Err(Status::INVALID_OPCODE),
@@ -501,7 +566,6 @@ impl Session {
         if self.read_only && access_of(command) == Some(Access::Write) && command.opcode != io::FLUSH {
             return Err(Status::WRITE_PROTECTED);
         }
-        self.enter(slot, command)?;
         Ok(takes)
     }
 
@@ -628,12 +692,6 @@ impl Session {
                     data => device.write(token, offset, WriteData::Copy(data.bytes()), fua),
                 }
             }
-            io::READ => {
-                if command.data_out()? != len as u32 {
-                    return Err(Status::SGL_LENGTH);
-                }
-                self.read(slot, token, command, len as u32, device, out)?;
-            }
             io::VERIFY | io::COMPARE => {
                 let stage = match command.opcode {
                     io::VERIFY => Stage::Verify,
@@ -694,38 +752,6 @@ impl Session {
             running.weight += bytes;
             self.running_bytes += bytes;
         }
-    }
-
-    /// Answers a read in place: the header goes out first and the device appends the data behind it.
-    fn read(
-        &mut self,
-        slot: u16,
-        token: Token,
-        command: &Command,
-        len: u32,
-        device: &mut dyn Device,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Status> {
-        let offset = byte_offset(command.lba())?;
-        self.stats.read_bytes += u64::from(len);
-        self.weigh(slot, u64::from(len));
-        *self.stage(slot).expect("it runs") = Stage::Read;
-        let start = out.len();
-        self.framing.put_data_header(out, command.cid.get(), len, !self.flow_control);
-        let body = out.len();
-        match device.read(token, offset, len, out) {
-            ReadNow::Pending => out.truncate(start),
-            ReadNow::Ready { .. } => {
-                assert_eq!(out.len() - body, len as usize, "short read");
-                self.framing.put_data_digest(out, body);
-                self.finish_read(slot, out);
-            }
-            ReadNow::Failed(error) => {
-                out.truncate(start);
-                self.io_failed(slot, &error, out);
-            }
-        }
-        Ok(())
     }
 
     /// After the data of a read: without flow control that was its completion, too.
@@ -939,12 +965,15 @@ impl Session {
     /// Answers a command and forgets it.
     fn finish(&mut self, slot: u16, status: Status, result: u64, out: &mut Vec<u8>) {
         let Some(running) = &self.running[usize::from(slot)] else { return };
-        let cid = running.command.cid.get();
+        self.answer(running.command.cid.get(), status, result, out);
+        self.release(slot);
+    }
+
+    fn answer(&self, cid: u16, status: Status, result: u64, out: &mut Vec<u8>) {
         if self.broken.is_none() {
             let head = if self.flow_control { self.sq_head } else { 0 };
             self.framing.put_completion(out, Completion::new(cid, head, status, result));
         }
-        self.release(slot);
     }
 
     fn release(&mut self, slot: u16) {
@@ -984,6 +1013,13 @@ enum Found {
 
 fn byte_offset(lba: u64) -> Result<u64, Status> {
     lba.checked_mul(LBA_BYTES).ok_or(Status::LBA_OUT_OF_RANGE)
+}
+
+fn is_reservation(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        io::RESERVATION_REGISTER | io::RESERVATION_REPORT | io::RESERVATION_ACQUIRE | io::RESERVATION_RELEASE
+    )
 }
 
 /// What a command does to data, if it does anything.

@@ -15,7 +15,8 @@ use crate::file::{PAGE_BYTES, Page};
 use crate::inode::Inode;
 use crate::layout::{CONTENT_BYTES, Content};
 use crate::vfs::{
-    Attributes, Credentials, FILE_SIZE_MAX, Fallocate, FileKind, Ino, ReadData, Result, Seek, VfsError, WriteAt, Written,
+    Attributes, Credentials, FILE_SIZE_MAX, Fallocate, FileKind, Ino, ReadData, Result, Seek, VfsError, WriteAt,
+    Written,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -263,7 +264,8 @@ impl Filesystem {
         }
         let (first, last) = (offset.div_ceil(BLOCK), if end >= size { blocks(end) } else { end / BLOCK });
         let part = |block: u64, from: u64, to: u64| -> Result<()> {
-            let mapped = matches!(extent::get(&self.journal, &inode.content, block)?, Mapping::Extent(e) if !e.unwritten);
+            let mapped =
+                matches!(extent::get(&self.journal, &inode.content, block)?, Mapping::Extent(e) if !e.unwritten);
             if from < to && block * BLOCK < size && (mapped || self.pages.is_dirty(inode.ino, block)) {
                 let page = self.page(inode, block)?;
                 self.pages.write(inode.ino, block, || page, |page| page[from as usize..to as usize].fill(0));
