@@ -240,7 +240,7 @@ pub fn sequence(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Sta
     let session = c.shared.table().session(&id).ok_or(Nfs4Error::BadSession)?;
     let slots = session.fore.requests_max;
     if highest >= slots {
-        return Err(Nfs4Error::BadSlot);
+        return Err(Nfs4Error::BadHighSlot);
     }
     let begun = session.begin(slot, sequence, &c.fingerprint())?;
     let status = if session.back.lost() { STATUS_NO_BACK_CHANNEL } else { 0 };
