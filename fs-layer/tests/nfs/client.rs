@@ -290,7 +290,8 @@ impl Reply {
         self.take(|r| {
             let stateid = Stateid::read(r)?;
             r.u32()?;
-            (r.u64()?, r.u64()?);
+            r.u64()?;
+            r.u64()?;
             let flags = r.u32()?;
             Bitmap::read(r)?;
             assert_eq!(r.u32()?, 0, "a delegation");

@@ -42,7 +42,8 @@ pub fn exchange_id(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> 
     for _ in 0..r.count(1)? {
         r.opaque(OWNER_MAX)?;
         r.opaque(OWNER_MAX)?;
-        (r.i64()?, r.u32()?);
+        r.i64()?;
+        r.u32()?;
     }
     if flags & !FLAGS_KNOWN != 0 || owner.is_empty() {
         return Err(Nfs4Error::Inval);

@@ -231,10 +231,10 @@ impl Table {
     /// Gives up an owner's locks on a file, and their state.
     pub(super) fn forget_lock(&mut self, other: Other) {
         let Some(lock) = self.locks.remove(&other) else { return };
-        if !lock.ranges.is_empty() {
-            if let Err(e) = self.vfs.unlock_all(lock.ino, Table::vfs_owner(lock.client, lock.owner)) {
-                tracing::warn!("locks of file {} are not given up: {e}", lock.ino.0);
-            }
+        if !lock.ranges.is_empty()
+            && let Err(e) = self.vfs.unlock_all(lock.ino, Table::vfs_owner(lock.client, lock.owner))
+        {
+            tracing::warn!("locks of file {} are not given up: {e}", lock.ino.0);
         }
         if let Some(record) = self.client(lock.client) {
             record.remove_lock(lock.owner, lock.ino);
