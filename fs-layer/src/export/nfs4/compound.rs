@@ -47,6 +47,28 @@ pub struct InSession {
     pub slot: u32,
     /// Whether the client wants the reply to be kept.
     pub keep: bool,
+    /// Whether the slot was given back with a reply.
+    done: bool,
+}
+
+impl InSession {
+    /// A slot that was taken.
+    pub fn new(session: Arc<Session>, slot: u32, keep: bool) -> InSession {
+        InSession { session, slot, keep, done: false }
+    }
+
+    fn finish(mut self, reply: &[u8]) {
+        self.done = true;
+        self.session.finish(self.slot, reply, self.keep);
+    }
+}
+
+impl Drop for InSession {
+    fn drop(&mut self) {
+        if !self.done {
+            self.session.abandon(self.slot);
+        }
+    }
 }
 
 /// A compound that runs.
@@ -151,7 +173,7 @@ pub fn run(shared: &Arc<Shared>, connection: &Arc<Connection>, call: &Call<'_>) 
         w.patch(count_at, change.index + 1);
     }
     if let Some(place) = compound.place.take() {
-        place.session.finish(place.slot, w.as_bytes(), place.keep);
+        place.finish(w.as_bytes());
     }
     Some(w.into_bytes())
 }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -167,7 +168,13 @@ async fn receive_all(shared: &Arc<Shared>, connection: &Arc<Connection>, mut rea
         };
         let (shared, connection) = (shared.clone(), connection.clone());
         tokio::task::spawn_blocking(move || {
-            if let Some(record) = answer(&shared, &connection, &record) {
+            // A fault of ours costs one caller an error, not all of them the server. What the request held is let go while it unwinds.
+            let answered = catch_unwind(AssertUnwindSafe(|| answer(&shared, &connection, &record)));
+            let reply = answered.unwrap_or_else(|_| {
+                tracing::error!("an NFS request failed by a fault of this program; please report it with the message before this one");
+                rpc::system_error(&record)
+            });
+            if let Some(record) = reply {
                 // An error means that the connection is gone.
                 let _ = connection.outgoing.blocking_send(Outgoing { record, _permits: Some((mine, of_all)) });
             }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::connection;
-use super::handle::Handles;
+use super::handle::{HANDLE_BYTES, Handles};
 use super::options::NfsOptions;
 use super::records::Start;
 use super::state::{Let, Table};
@@ -82,7 +82,8 @@ impl Shared {
 
     /// What clients hold.
     pub fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().expect("no panic under the lock")
+        // A fault in one request must not end all others.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,6 +113,11 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The handle of the root directory.
+    pub fn root_handle(&self) -> [u8; HANDLE_BYTES] {
+        self.shared.handles.make(crate::vfs::ROOT)
     }
 
     /// Clients, sessions, opens and locks at the moment.

@@ -256,7 +256,7 @@ pub fn sequence(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Sta
     w.u32(slots - 1);
     w.u32(status);
     match begun {
-        Begun::New => c.place = Some(InSession { session: Arc::clone(&session), slot, keep }),
+        Begun::New => c.place = Some(InSession::new(Arc::clone(&session), slot, keep)),
         other => c.replay = Some(other),
     }
     Ok(())
