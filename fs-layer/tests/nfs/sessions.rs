@@ -276,3 +276,28 @@ fn two_servers_are_two() {
     let restarted = one.restart(first);
     assert_eq!(mine, major(&mut Client::strange(&restarted, b"c")));
 }
+
+#[test]
+fn a_lost_back_channel_is_asked_for() {
+    let mut client = Client::new(&World::new().serve(), b"one");
+    let status = |client: &mut Client| {
+        let mut reply = client.run(Ops::root());
+        reply.ok(op::SEQUENCE).take(|r| {
+            r.fixed::<16>()?;
+            (0..4).try_for_each(|_| r.u32().map(drop))?;
+            r.u32()
+        })
+    };
+    assert_eq!(status(&mut client), 0);
+    (client.connection, client.calls) = fs_layer::export::nfs4::connection::detached("127.0.0.1".parse().unwrap());
+    assert_eq!(status(&mut client), 0x200, "SEQ4_STATUS_CB_PATH_DOWN_SESSION");
+    let session = client.session;
+    let bind = Ops::default().add(op::BIND_CONN_TO_SESSION, |w| {
+        w.fixed(&session);
+        w.u32(7);
+        w.bool(false);
+    });
+    let bound = client.bare(&bind).ok(op::BIND_CONN_TO_SESSION).take(|r| Ok((r.fixed::<16>()?, r.u32()?)));
+    assert_eq!(bound, (session, 3));
+    assert_eq!(status(&mut client), 0);
+}
