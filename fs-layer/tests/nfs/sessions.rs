@@ -177,6 +177,23 @@ fn replies_stay_within_the_session() {
 }
 
 #[test]
+fn a_full_reply_has_room_for_an_error() {
+    let shared = World::new().serve();
+    let mut client = Client::new(&shared, b"one");
+    let (stateid, handle) = client.create(b"owner", b"file");
+    client.status(Ops::at(&handle).setattr_size(stateid, 4 << 20)).unwrap();
+    let read = Ops::at(&handle).read(stateid, 0, 1 << 20);
+    for more in [read.clone().getfh(), read.clone().getattr(&[0]), read.clone().setattr_size(stateid, 5)] {
+        let ops = client.sequenced(1, client.sequences[1] + 1, &more);
+        client.sequences[1] += 1;
+        let arguments = client.compound(&ops);
+        let results = client.arguments(&arguments).unwrap();
+        assert_eq!(results[..4], Nfs4Error::RepTooBig.code().to_be_bytes());
+        assert!(results.len() + 24 <= 1 << 20, "{}", results.len());
+    }
+}
+
+#[test]
 fn only_a_sequence_that_succeeds_renews_the_lease() {
     let mut world = World::new();
     world.lease = Duration::from_millis(300);

@@ -29,6 +29,8 @@ pub const REPLY_HEADER: usize = 24;
 const RESERVE: usize = 256;
 /// The same for LOCK and LOCKT, which may name another's owner.
 const RESERVE_LOCK: usize = 1152;
+/// Room that is left behind every result, so that the next operation can at least say that it found none.
+const ERROR_ROOM: usize = 16;
 /// Limits for what comes outside of a session.
 const NO_SESSION: Channel = Channel {
     header_pad: 0,
@@ -259,7 +261,7 @@ impl Compound<'_> {
     }
 
     fn check_room(&self, len: usize, more: usize) -> Status<()> {
-        let all = REPLY_HEADER + len + more;
+        let all = REPLY_HEADER + len + more + ERROR_ROOM;
         if all > self.channel().response_max as usize {
             return Err(Nfs4Error::RepTooBig);
         }
@@ -277,7 +279,7 @@ impl Compound<'_> {
             Some(place) if place.keep => place.session.fore.cached_max.min(place.session.fore.response_max),
             _ => self.channel().response_max,
         };
-        (max as usize).saturating_sub(REPLY_HEADER + w.len())
+        (max as usize).saturating_sub(REPLY_HEADER + w.len() + ERROR_ROOM)
     }
 
     fn channel(&self) -> Channel {
