@@ -23,7 +23,7 @@ host_restart() {
     echo restart >"$work/commands"
     wait_ready "$before"
 }
-stop_server() { kill "$server_pid" 2>/dev/null; cp "$work/server.log" "/tmp/nfs-server.log" 2>/dev/null; }
+stop_server() { kill "$server_pid" 2>/dev/null; }
 
 : >"$work/server.out"
 RUST_LOG=${RUST_LOG:-info} "$server" 127.0.0.1:0 "$work/state" 15 <"$work/commands" >"$work/server.out" 2>"$work/server.log" 9<&- &

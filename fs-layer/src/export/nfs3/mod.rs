@@ -116,10 +116,10 @@ pub fn run(shared: &Shared, peer: IpAddr, call: &Call<'_>) -> Outcome {
         Found::Running => return Outcome::Silence,
         Found::Done(results) => return Outcome::Results(results),
     }
+    let running = shared.replies.running(key);
     let outcome = run_now(shared, &call.caller, call);
-    match &outcome {
-        Outcome::Results(results) => shared.replies.done(key, results),
-        _ => shared.replies.forget(key),
+    if let Outcome::Results(results) = &outcome {
+        running.done(results);
     }
     outcome
 }

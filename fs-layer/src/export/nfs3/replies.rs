@@ -31,7 +31,7 @@ impl Key {
 /// What is known of a request.
 #[derive(Debug, PartialEq)]
 pub enum Found {
-    /// Nothing: run it, then say [`Replies::done`] or [`Replies::forget`].
+    /// Nothing: run it, with [`Replies::running`] until it is done.
     New,
     /// It runs.
     Running,
@@ -68,21 +68,48 @@ impl Replies {
         }
     }
 
+    /// The request that [`Replies::begin`] found new: forgotten when this is dropped, unless it is done.
+    pub fn running(&self, key: Key) -> Running<'_> {
+        Running { replies: self, key }
+    }
+
     /// Keeps what was answered.
-    pub fn done(&self, key: Key, results: &[u8]) {
+    fn done(&self, key: Key, results: &[u8]) {
         let mut inner = self.inner();
         inner.replies.insert(key, Some(results.to_vec()));
         inner.order.push_back(key);
-        if inner.order.len() > KEPT_MAX {
-            if let Some(oldest) = inner.order.pop_front() {
-                inner.replies.remove(&oldest);
-            }
+        if inner.order.len() > KEPT_MAX
+            && let Some(oldest) = inner.order.pop_front()
+        {
+            inner.replies.remove(&oldest);
         }
     }
 
     /// It did not run after all.
-    pub fn forget(&self, key: Key) {
-        self.inner().replies.remove(&key);
+    fn forget(&self, key: Key) {
+        let mut inner = self.inner();
+        if inner.replies.get(&key).is_some_and(Option::is_none) {
+            inner.replies.remove(&key);
+        }
+    }
+}
+
+/// A request that runs.
+pub struct Running<'a> {
+    replies: &'a Replies,
+    key: Key,
+}
+
+impl Running<'_> {
+    /// Keeps what was answered.
+    pub fn done(self, results: &[u8]) {
+        self.replies.done(self.key, results);
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.replies.forget(self.key);
     }
 }
 

@@ -29,6 +29,8 @@ pub const REPLY_HEADER: usize = 24;
 const RESERVE: usize = 256;
 /// The same for LOCK and LOCKT, which may name another's owner.
 const RESERVE_LOCK: usize = 1152;
+/// Room that is left behind every result, so that the next operation can at least say that it found none.
+const ERROR_ROOM: usize = 16;
 /// Limits for what comes outside of a session.
 const NO_SESSION: Channel = Channel {
     header_pad: 0,
@@ -47,6 +49,28 @@ pub struct InSession {
     pub slot: u32,
     /// Whether the client wants the reply to be kept.
     pub keep: bool,
+    /// Whether the slot was given back with a reply.
+    done: bool,
+}
+
+impl InSession {
+    /// A slot that was taken.
+    pub fn new(session: Arc<Session>, slot: u32, keep: bool) -> InSession {
+        InSession { session, slot, keep, done: false }
+    }
+
+    fn finish(mut self, reply: &[u8]) {
+        self.done = true;
+        self.session.finish(self.slot, reply, self.keep);
+    }
+}
+
+impl Drop for InSession {
+    fn drop(&mut self) {
+        if !self.done {
+            self.session.abandon(self.slot);
+        }
+    }
 }
 
 /// A compound that runs.
@@ -137,21 +161,21 @@ pub fn run(shared: &Arc<Shared>, connection: &Arc<Connection>, call: &Call<'_>) 
     }
     w.patch(0, status);
     w.patch(count_at, results);
-    if let Some(change) = first_change {
-        if let Err(e) = shared.vfs.commit() {
-            tracing::error!("changes made over NFS are not durable: {e}");
-            w.truncate(change.at);
-            w.u32(change.operation);
-            w.u32(Nfs4Error::Io.code());
-            if change.operation == op::SETATTR {
-                Bitmap::default().write(&mut w);
-            }
-            w.patch(0, Nfs4Error::Io.code());
-            w.patch(count_at, change.index + 1);
+    if let Some(change) = first_change
+        && let Err(e) = shared.vfs.commit()
+    {
+        tracing::error!("changes made over NFS are not durable: {e}");
+        w.truncate(change.at);
+        w.u32(change.operation);
+        w.u32(Nfs4Error::Io.code());
+        if change.operation == op::SETATTR {
+            Bitmap::default().write(&mut w);
         }
+        w.patch(0, Nfs4Error::Io.code());
+        w.patch(count_at, change.index + 1);
     }
     if let Some(place) = compound.place.take() {
-        place.session.finish(place.slot, w.as_bytes(), place.keep);
+        place.finish(w.as_bytes());
     }
     Some(w.into_bytes())
 }
@@ -237,7 +261,7 @@ impl Compound<'_> {
     }
 
     fn check_room(&self, len: usize, more: usize) -> Status<()> {
-        let all = REPLY_HEADER + len + more;
+        let all = REPLY_HEADER + len + more + ERROR_ROOM;
         if all > self.channel().response_max as usize {
             return Err(Nfs4Error::RepTooBig);
         }
@@ -255,7 +279,7 @@ impl Compound<'_> {
             Some(place) if place.keep => place.session.fore.cached_max.min(place.session.fore.response_max),
             _ => self.channel().response_max,
         };
-        (max as usize).saturating_sub(REPLY_HEADER + w.len())
+        (max as usize).saturating_sub(REPLY_HEADER + w.len() + ERROR_ROOM)
     }
 
     fn channel(&self) -> Channel {

@@ -25,5 +25,5 @@ mod waiting;
 pub mod xdr;
 
 pub use options::{ExportOptions, Network, NfsOptions};
-pub use records::{ClientRecords, DirectoryRecords, MemoryRecords};
+pub use records::{ClientRecords, DirectoryRecords, MemoryRecords, VfsRecords};
 pub use server::{Server, Shared};

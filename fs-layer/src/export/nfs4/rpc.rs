@@ -129,6 +129,8 @@ pub enum Answer {
     NoProcedure,
     /// The arguments cannot be decoded.
     Garbage,
+    /// SYSTEM_ERR: the server could not run it.
+    SystemError,
     /// The version of remote calls is not 2.
     OtherRpc,
     /// AUTH_TOOWEAK: the caller may not call.
@@ -158,6 +160,7 @@ pub fn reply(xid: u32, answer: Answer) -> Writer {
         }
         Answer::NoProcedure => w.u32(3),
         Answer::Garbage => w.u32(4),
+        Answer::SystemError => w.u32(5),
         Answer::OtherRpc => {
             w.u32(0);
             w.u32(RPC_VERSION);
@@ -201,6 +204,14 @@ pub fn call(xid: u32, program: u32, version: u32, procedure: u32, caller: &Calle
     w.u32(AUTH_NONE);
     w.opaque(b"");
     w
+}
+
+/// The answer to a record whose call could not be run; `None` if it was none.
+pub fn system_error(record: &[u8]) -> Option<Vec<u8>> {
+    match Message::parse(record) {
+        Ok(Message::Call(call)) => Some(reply(call.xid, Answer::SystemError).into_bytes()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

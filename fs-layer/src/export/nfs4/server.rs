@@ -3,15 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::connection;
-use super::handle::Handles;
+use super::handle::{HANDLE_BYTES, Handles};
 use super::options::NfsOptions;
 use super::records::Start;
 use super::state::{Let, Table};
@@ -36,6 +36,8 @@ pub struct Shared {
     pub start: Start,
     /// Names the filesystem for ever.
     pub fs_id: [u8; 16],
+    /// How many more requests can be under way.
+    pub running: Arc<Semaphore>,
     /// What was answered to requests of version 3.
     pub replies: Replies,
     /// Who wants to know when a lock is free.
@@ -70,6 +72,7 @@ impl Shared {
             handles,
             start,
             fs_id,
+            running: Arc::new(Semaphore::new(connection::RUNNING_ALL_MAX)),
             replies: Replies::default(),
             waiting: Arc::default(),
             recovered: AtomicBool::new(false),
@@ -79,7 +82,8 @@ impl Shared {
 
     /// What clients hold.
     pub fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().expect("no panic under the lock")
+        // A fault in one request must not end all others.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -109,6 +113,11 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The handle of the root directory.
+    pub fn root_handle(&self) -> [u8; HANDLE_BYTES] {
+        self.shared.handles.make(crate::vfs::ROOT)
     }
 
     /// Clients, sessions, opens and locks at the moment.

@@ -13,6 +13,17 @@ use super::*;
 use locks::Locks;
 use tree::Tree;
 
+/// What [`Vfs::commit`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commit {
+    /// It succeeds.
+    Works,
+    /// It fails, as with a disk that is gone.
+    Fails,
+    /// It panics, as by a fault of the program.
+    Panics,
+}
+
 /// A tree in memory.
 pub struct MemoryVfs {
     id: [u8; 16],
@@ -20,6 +31,7 @@ pub struct MemoryVfs {
     locks: Mutex<Locks>,
     verifier: AtomicU64,
     commits: AtomicU64,
+    commit: Mutex<Commit>,
 }
 
 impl Default for MemoryVfs {
@@ -30,6 +42,7 @@ impl Default for MemoryVfs {
             locks: Mutex::new(Locks::default()),
             verifier: AtomicU64::new(rand::random()),
             commits: AtomicU64::new(0),
+            commit: Mutex::new(Commit::Works),
         }
     }
 }
@@ -46,6 +59,11 @@ impl MemoryVfs {
     /// Acts as if unsynced data may have been lost: the write verifier changes.
     pub fn lose_unsynced(&self) {
         self.verifier.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Lets [`Vfs::commit`] do this from now on.
+    pub fn let_commit(&self, commit: Commit) {
+        *self.commit.lock().expect("no panic under the lock") = commit;
     }
 
     /// How often [`Vfs::commit`] was called.
@@ -202,7 +220,12 @@ impl Vfs for MemoryVfs {
 
     fn commit(&self) -> Result<()> {
         self.commits.fetch_add(1, Ordering::SeqCst);
-        Ok(())
+        let commit = *self.commit.lock().expect("no panic under the lock");
+        match commit {
+            Commit::Works => Ok(()),
+            Commit::Fails => Err(VfsError::Io("the disk of a test is gone".to_owned())),
+            Commit::Panics => panic!("a fault that a test asked for"),
+        }
     }
 
     fn sync(&self) -> Result<()> {

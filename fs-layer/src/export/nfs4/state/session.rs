@@ -143,6 +143,13 @@ impl Session {
         Ok(slot.reply.clone().map_or(Begun::Uncached, Begun::Replay))
     }
 
+    /// Frees the slot of a request that has no reply.
+    pub fn abandon(&self, slot: u32) {
+        if let Some(slot) = self.slots().get_mut(slot as usize) {
+            slot.busy = false;
+        }
+    }
+
     /// Frees the slot. The reply is kept if the client asked for it, or if it is small.
     pub fn finish(&self, slot: u32, reply: &[u8], keep: bool) {
         let mut slots = self.slots();

@@ -177,6 +177,23 @@ fn replies_stay_within_the_session() {
 }
 
 #[test]
+fn a_full_reply_has_room_for_an_error() {
+    let shared = World::new().serve();
+    let mut client = Client::new(&shared, b"one");
+    let (stateid, handle) = client.create(b"owner", b"file");
+    client.status(Ops::at(&handle).setattr_size(stateid, 4 << 20)).unwrap();
+    let read = Ops::at(&handle).read(stateid, 0, 1 << 20);
+    for more in [read.clone().getfh(), read.clone().getattr(&[0]), read.clone().setattr_size(stateid, 5)] {
+        let ops = client.sequenced(1, client.sequences[1] + 1, &more);
+        client.sequences[1] += 1;
+        let arguments = client.compound(&ops);
+        let results = client.arguments(&arguments).unwrap();
+        assert_eq!(results[..4], Nfs4Error::RepTooBig.code().to_be_bytes());
+        assert!(results.len() + 24 <= 1 << 20, "{}", results.len());
+    }
+}
+
+#[test]
 fn only_a_sequence_that_succeeds_renews_the_lease() {
     let mut world = World::new();
     world.lease = Duration::from_millis(300);
@@ -275,4 +292,29 @@ fn two_servers_are_two() {
     assert_ne!(mine, major(&mut Client::strange(&two.serve(), b"c")));
     let restarted = one.restart(first);
     assert_eq!(mine, major(&mut Client::strange(&restarted, b"c")));
+}
+
+#[test]
+fn a_lost_back_channel_is_asked_for() {
+    let mut client = Client::new(&World::new().serve(), b"one");
+    let status = |client: &mut Client| {
+        let mut reply = client.run(Ops::root());
+        reply.ok(op::SEQUENCE).take(|r| {
+            r.fixed::<16>()?;
+            (0..4).try_for_each(|_| r.u32().map(drop))?;
+            r.u32()
+        })
+    };
+    assert_eq!(status(&mut client), 0);
+    (client.connection, client.calls) = fs_layer::export::nfs4::connection::detached("127.0.0.1".parse().unwrap());
+    assert_eq!(status(&mut client), 0x200, "SEQ4_STATUS_CB_PATH_DOWN_SESSION");
+    let session = client.session;
+    let bind = Ops::default().add(op::BIND_CONN_TO_SESSION, |w| {
+        w.fixed(&session);
+        w.u32(7);
+        w.bool(false);
+    });
+    let bound = client.bare(&bind).ok(op::BIND_CONN_TO_SESSION).take(|r| Ok((r.fixed::<16>()?, r.u32()?)));
+    assert_eq!(bound, (session, 3));
+    assert_eq!(status(&mut client), 0);
 }

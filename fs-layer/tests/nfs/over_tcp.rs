@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fs_layer::export::nfs4::rpc::{self, LAST_FRAGMENT};
 use fs_layer::export::nfs4::{MemoryRecords, NfsOptions, Server};
-use fs_layer::vfs::memory::MemoryVfs;
+use fs_layer::vfs::memory::{Commit, MemoryVfs};
 use tokio::net::TcpListener;
 
 use crate::client::ROOT_USER;
@@ -37,9 +37,9 @@ fn exercise(address: SocketAddr) {
     let null = |xid, program, version, procedure| rpc::call(xid, program, version, procedure, &ROOT_USER).into_bytes();
     send(&mut stream, &null(5, rpc::NFS_PROGRAM, 4, 0), 7);
     assert_eq!(words(&receive(&mut stream)), [5, 1, 0, 0, 0, 0]);
-    send(&mut stream, &null(6, rpc::NFS_PROGRAM, 3, 0), 1000);
-    assert_eq!(words(&receive(&mut stream)), [6, 1, 0, 0, 0, 2, 4, 4]);
-    send(&mut stream, &null(7, 100_005, 3, 0), 1000);
+    send(&mut stream, &null(6, rpc::NFS_PROGRAM, 2, 0), 1000);
+    assert_eq!(words(&receive(&mut stream)), [6, 1, 0, 0, 0, 2, 3, 4]);
+    send(&mut stream, &null(7, 100_004, 3, 0), 1000);
     assert_eq!(words(&receive(&mut stream)), [7, 1, 0, 0, 0, 1]);
     send(&mut stream, &null(8, rpc::NFS_PROGRAM, 4, 2), 1000);
     assert_eq!(words(&receive(&mut stream)), [8, 1, 0, 0, 0, 3]);
@@ -51,8 +51,12 @@ fn exercise(address: SocketAddr) {
 }
 
 async fn start(options: NfsOptions) -> Server {
+    start_on(Arc::new(MemoryVfs::default()), options).await
+}
+
+async fn start_on(vfs: Arc<MemoryVfs>, options: NfsOptions) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    Server::start(listener, Arc::new(MemoryVfs::default()), options).await.unwrap()
+    Server::start(listener, vfs, options).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -79,5 +83,30 @@ async fn hosts_outside_of_the_networks_are_refused() {
         assert_eq!(words(&receive(&mut stream)), [9, 1, 1, 1, 5], "AUTH_TOOWEAK");
     };
     tokio::task::spawn_blocking(denied).await.unwrap();
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_is_answered_as_one() {
+    let vfs = Arc::new(MemoryVfs::default());
+    vfs.let_commit(Commit::Panics);
+    let mut options = NfsOptions::new(Arc::new(MemoryRecords::default()));
+    options.export.root_squash = false;
+    let server = start_on(vfs, options).await;
+    let address = server.address();
+    let handle = server.root_handle();
+    let fault = move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        // MKDIR of version 3.
+        let mut record = rpc::call(9, rpc::NFS_PROGRAM, 3, 9, &ROOT_USER);
+        record.opaque(&handle);
+        record.opaque(b"dir");
+        (0..6).for_each(|_| record.u32(0));
+        send(&mut stream, record.as_bytes(), 1000);
+        assert_eq!(words(&receive(&mut stream)), [9, 1, 0, 0, 0, 5], "SYSTEM_ERR");
+        send(&mut stream, &rpc::call(10, rpc::NFS_PROGRAM, 3, 0, &ROOT_USER).into_bytes(), 1000);
+        assert_eq!(words(&receive(&mut stream)), [10, 1, 0, 0, 0, 0]);
+    };
+    tokio::task::spawn_blocking(fault).await.unwrap();
     drop(server);
 }

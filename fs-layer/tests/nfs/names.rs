@@ -7,6 +7,8 @@ use fs_layer::export::nfs4::bitmap::Bitmap;
 use fs_layer::export::nfs4::ops::op;
 use fs_layer::export::nfs4::status::Nfs4Error;
 
+use fs_layer::vfs::memory::Commit;
+
 use crate::client::{Client, Ops, Reply, World};
 
 /// Names, the last cookie, and whether that was all.
@@ -134,4 +136,32 @@ fn a_read_only_export_changes_nothing() {
     let mut client = Client::new(&world.serve(), b"two");
     assert_eq!(client.status(Ops::root().mkdir(b"x")), Err(Nfs4Error::Rofs));
     assert_eq!(client.status(Ops::root().remove(b"file")), Err(Nfs4Error::Rofs));
+}
+
+#[test]
+fn what_is_not_durable_is_no_success() {
+    let world = World::new();
+    let mut client = Client::new(&world.serve(), b"one");
+    world.vfs.let_commit(Commit::Fails);
+    let mut reply = client.go(Ops::root().mkdir(b"a").getattr(&[1]));
+    assert_eq!(reply.count, 3, "what came after it is not answered");
+    reply.ok(op::PUTROOTFH).fails(op::CREATE, Nfs4Error::Io);
+    let mut reply = client.go(Ops::root().setattr_size(fs_layer::export::nfs4::state::stateid::ANONYMOUS, 0));
+    reply.ok(op::PUTROOTFH).fails(op::SETATTR, Nfs4Error::IsDir);
+    client.status(Ops::root().getattr(&[1])).unwrap();
+}
+
+#[test]
+fn a_fault_costs_one_request() {
+    let world = World::new();
+    let shared = world.serve();
+    let mut client = Client::new(&shared, b"one");
+    let make = client.compound(&client.sequenced(0, 2, &Ops::root().mkdir(b"a")));
+    world.vfs.let_commit(Commit::Panics);
+    // The connection catches it; here it ends where a connection would.
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| client.arguments(&make)));
+    assert!(caught.is_err());
+    world.vfs.let_commit(Commit::Works);
+    client.sequences[0] = 2;
+    client.status(Ops::root().mkdir(b"b")).unwrap();
 }
