@@ -48,8 +48,7 @@ impl Filesystem {
         let blocks = |counts: extent::Counts| counts.mapped + counts.nodes;
         tx.count_blocks(after.mapped as i64 - before.mapped as i64);
         let body = inode.edit();
-        body.stored_blocks =
-            U64::new((body.stored_blocks.get() + blocks(after)).saturating_sub(blocks(before)));
+        body.stored_blocks = U64::new((body.stored_blocks.get() + blocks(after)).saturating_sub(blocks(before)));
         Ok(())
     }
 
