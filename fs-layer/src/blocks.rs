@@ -18,7 +18,9 @@ impl BlockKind {
     /// The kind of this code.
     pub fn from_code(code: u8) -> Option<BlockKind> {
         use BlockKind::*;
-        [Super, Host, Allocator, Inode, Directory, Extents, Xattrs, Journal, Symlink].into_iter().find(|kind| *kind as u8 == code)
+        [Super, Host, Allocator, Inode, Directory, Extents, Xattrs, Journal, Symlink]
+            .into_iter()
+            .find(|kind| *kind as u8 == code)
     }
 }
 

@@ -17,7 +17,9 @@ use crate::alloc;
 use crate::blocks::{BlockKind, Body};
 use crate::disk::{BLOCK_BYTES, BlockAddress, Disk};
 use crate::journal::{Replayed, replay};
-use crate::layout::{FIRST_FREE_INO, Geometry, HostBody, INO_ORPHANS, InodeBody, Opened, flags, load_superblock, open, seal};
+use crate::layout::{
+    FIRST_FREE_INO, Geometry, HostBody, INO_ORPHANS, InodeBody, Opened, flags, load_superblock, open, seal,
+};
 use crate::vfs::{FileKind, Ino, ROOT, Result, VfsError};
 use overlay::Overlay;
 use walk::Walk;
@@ -272,7 +274,10 @@ impl Checker<'_> {
             let (names, directories, parent) = (seen.names, seen.directories, seen.parent);
             let orphan = orphans.contains(&ino);
             if orphan != inode.has(flags::ORPHAN) {
-                self.problem(ino, if orphan { "listed as an orphan without the flag" } else { "flagged as an orphan and not listed" });
+                self.problem(
+                    ino,
+                    if orphan { "listed as an orphan without the flag" } else { "flagged as an orphan and not listed" },
+                );
             }
             if names == 0 && ino != ROOT && !internal && !orphan {
                 self.problem(ino, "no directory names it");
@@ -346,7 +351,8 @@ impl Checker<'_> {
                 return Ok(());
             }
         };
-        let counted: HostBody = zerocopy::FromBytes::read_from_bytes(&body[..]).expect("a host slot has the size of a body");
+        let counted: HostBody =
+            zerocopy::FromBytes::read_from_bytes(&body[..]).expect("a host slot has the size of a body");
         let right = HostBody::new(blocks as i64, files as i64);
         if self.report.problems.is_empty()
             && (counted.files.get() != right.files.get() || counted.stored_blocks.get() != right.stored_blocks.get())

@@ -18,8 +18,8 @@ pub struct Found {
 pub struct Free {
     /// The least free key from the hash on.
     pub key: u64,
-    /// The leaf and the index there, if they are known.
-    pub place: Option<(Path, usize)>,
+    /// The leaf and the index there, if they are known, and whether the leaf has room.
+    pub place: Option<(Path, usize, bool)>,
 }
 
 /// The entry of a name.
@@ -73,7 +73,7 @@ pub fn free<B: ReadBlocks + ?Sized>(
         let leaf = LeafRef::open(&node).in_node::<DirLeaf>(at)?;
         let (start, exact) = leaf.find(cursor, path.span).in_node::<DirLeaf>(at)?;
         if cursor == home && !exact {
-            free.place = Some((path, start));
+            free.place = Some((path, start, leaf.has_room(name)));
         }
         for index in start..leaf.len() {
             let entry = leaf.entry(index).in_node::<DirLeaf>(at)?;

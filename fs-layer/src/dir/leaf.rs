@@ -3,6 +3,8 @@
 //! A table of offsets stands at the beginning and grows up, the records fill the node from its end down in no order. A removed record leaves
 //! a gap; the gaps are closed when room is needed.
 
+use std::cmp::Ordering;
+
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -29,6 +31,14 @@ const OFFSET_BYTES: usize = 2;
 const ENTRY_BYTES_MAX: usize = OFFSET_BYTES + RECORD_BYTES + NAME_MAX;
 // Whatever does not fit into a leaf fits into either half of it.
 const _: () = assert!((BODY_BYTES - NODE_HEADER_BYTES) / 2 > 2 * ENTRY_BYTES_MAX);
+
+/// How often a search guesses before it halves.
+const GUESSES: u32 = 3;
+
+#[cold]
+fn out_of_bounds(index: usize) -> String {
+    format!("entry {index} is out of bounds")
+}
 
 /// The leaves of a directory.
 pub struct DirLeaf;
@@ -64,22 +74,22 @@ impl<'a> LeafRef<'a> {
     }
 
     /// The key of an entry.
+    #[inline]
     pub fn key(&self, index: usize) -> Sound<u64> {
-        Ok(self.raw(index)?.0.key.get())
+        let key = self.table.get(index).map(|offset| usize::from(offset.get())).and_then(|offset| {
+            let bytes = self.node.get(offset.max(self.heap)..)?.first_chunk()?;
+            (offset >= self.heap).then(|| u64::from_le_bytes(*bytes))
+        });
+        key.ok_or_else(|| out_of_bounds(index))
     }
 
     fn raw(&self, index: usize) -> Sound<(&'a Record, &'a [u8])> {
-        let wrong = || format!("entry {index} is out of bounds");
+        let wrong = || out_of_bounds(index);
         let offset = usize::from(self.table.get(index).ok_or_else(wrong)?.get());
-        let (record, rest) = self
-            .node
-            .get(offset.max(self.heap)..)
-            .and_then(|bytes| Record::ref_from_prefix(bytes).ok())
-            .ok_or_else(wrong)?;
         if offset < self.heap {
             return Err(wrong());
         }
-        Ok((record, rest))
+        self.node.get(offset..).and_then(|bytes| Record::ref_from_prefix(bytes).ok()).ok_or_else(wrong)
     }
 
     /// An entry.
@@ -87,33 +97,38 @@ impl<'a> LeafRef<'a> {
         let (record, rest) = self.raw(index)?;
         let name = rest.get(..record.name_bytes.into()).filter(|name| !name.is_empty());
         Ok(Entry {
-            name: name.ok_or_else(|| format!("the name of entry {index} is out of bounds"))?,
+            name: name.ok_or_else(|| out_of_bounds(index))?,
             target: Target { ino: Ino(record.ino.get()), kind: record.kind },
             key: record.key.get(),
         })
     }
 
-    /// The index of the first entry with `key` or more, and whether it is `key`'s.
+    /// The index of the first entry with `key` or more, and whether it is `key`'s. Verifies the order of what it looks at: the entries on
+    /// both sides of where `key` belongs, if it is not there.
     pub fn find(&self, key: u64, span: Span) -> Sound<(usize, bool)> {
         let (mut low, mut high) = (0, self.len());
-        let (mut above, mut below) = (span.low, span.high);
-        let mut exact = false;
+        let (mut above, mut below) = (span.low.max(KEY_MIN), span.high.min(KEY_END));
+        let mut guesses = 0;
         while low < high {
-            let middle = low + (high - low) / 2;
+            // Keys are hashes, so that their distances say how many are between them, about.
+            let middle = if guesses < GUESSES && (above..below).contains(&key) {
+                guesses += 1;
+                let part = (key - above) as f64 / (below - above) as f64;
+                (low + (part * (high - low) as f64) as usize).min(high - 1)
+            } else {
+                low + (high - low) / 2
+            };
             let found = self.key(middle)?;
             if found < above || found >= below {
                 return Err(format!("entry {middle} is out of order"));
             }
-            if found < key {
-                low = middle + 1;
-                above = found + 1;
-            } else {
-                high = middle;
-                below = found;
-                exact = found == key;
+            match found.cmp(&key) {
+                Ordering::Less => (low, above) = (middle + 1, found + 1),
+                Ordering::Equal => return Ok((middle, true)),
+                Ordering::Greater => (high, below) = (middle, found),
             }
         }
-        Ok((low, exact))
+        Ok((low, false))
     }
 
     /// Verifies everything but hashes.
@@ -122,12 +137,16 @@ impl<'a> LeafRef<'a> {
         let most = span.high.min(KEY_END);
         let mut bytes = 0;
         for index in 0..self.len() {
-            let entry = self.entry(index)?;
-            if entry.key < least || entry.key >= most {
+            let (record, rest) = self.raw(index)?;
+            let (key, name_bytes) = (record.key.get(), usize::from(record.name_bytes));
+            if name_bytes == 0 || name_bytes > rest.len() {
+                return Err(out_of_bounds(index));
+            }
+            if key < least || key >= most {
                 return Err(format!("entry {index} is out of order"));
             }
-            least = entry.key + 1;
-            bytes += RECORD_BYTES + entry.name.len();
+            least = key + 1;
+            bytes += RECORD_BYTES + name_bytes;
         }
         // With the sum right nothing that is rewritten can run over; overlapping records would read as wrong names, which hashes show.
         if bytes + self.gaps != self.node.len() - self.heap {
@@ -179,7 +198,10 @@ pub fn remove(node: &mut [u8], index: usize) -> Sound<()> {
     let at = NODE_HEADER_BYTES + index * OFFSET_BYTES;
     node.copy_within(at + OFFSET_BYTES..NODE_HEADER_BYTES + count * OFFSET_BYTES, at);
     match lowest {
-        true => set_header(node, count - 1, heap + bytes, gaps),
+        true => {
+            node[heap..heap + bytes].fill(0);
+            set_header(node, count - 1, heap + bytes, gaps);
+        }
         false => set_header(node, count - 1, heap, gaps + bytes),
     }
     Ok(())
@@ -202,6 +224,7 @@ fn compact(node: &mut [u8]) -> Sound<()> {
     old.copy_from_slice(node);
     DirLeaf::clear(node);
     let leaf = LeafRef::open(old)?;
+    leaf.check(Span::ALL)?;
     append(node, &leaf, 0..leaf.len())
 }
 
@@ -234,6 +257,7 @@ fn set_header(node: &mut [u8], count: usize, heap: usize, gaps: usize) {
 impl tree::Leaf for DirLeaf {
     const KIND: BlockKind = BlockKind::Directory;
     const WHAT: &'static str = "directory";
+    const ASCENDING: bool = false;
 
     fn check(node: &[u8], span: Span) -> Sound<()> {
         LeafRef::open(node)?.check(span)
@@ -258,7 +282,7 @@ impl tree::Leaf for DirLeaf {
         append(to, &from, 0..from.len())
     }
 
-    fn split(from: &[u8], left: &mut [u8], right: &mut [u8]) -> Sound<u64> {
+    fn split(from: &[u8], left: &mut [u8], right: &mut [u8], _most: bool) -> Sound<u64> {
         let from = LeafRef::open(from)?;
         let half = from.used() / 2;
         let (mut at, mut bytes) = (0, 0);

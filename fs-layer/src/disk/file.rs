@@ -1,7 +1,8 @@
 //! A regular file or a block device as the disk.
 //!
 //! Writes go through the page cache of the host and become durable with fdatasync(2). A regular file is sparse: its length is the
-//! size of the disk, and what is discarded becomes a hole.
+//! size of the disk, and what is discarded becomes a hole. A file that another process has open to write is refused: two filesystems on
+//! one disk destroy each other.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -24,6 +25,7 @@ impl FileDisk {
     /// Opens a file or device that exists.
     pub fn open(path: &Path, read_only: bool) -> io::Result<FileDisk> {
         let mut file = OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_CLOEXEC).open(path)?;
+        lock(&file, path, read_only)?;
         let bytes = file.seek(SeekFrom::End(0))?;
         Ok(FileDisk { file, blocks: bytes / BLOCK_BYTES as u64 })
     }
@@ -31,6 +33,7 @@ impl FileDisk {
     /// Makes a sparse file of so many bytes, which must not exist.
     pub fn create(path: &Path, bytes: u64) -> io::Result<FileDisk> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        lock(&file, path, false)?;
         file.set_len(bytes)?;
         Ok(FileDisk { file, blocks: bytes / BLOCK_BYTES as u64 })
     }
@@ -44,6 +47,22 @@ impl FileDisk {
             done += now;
         }
         Ok(())
+    }
+}
+
+fn lock(file: &File, path: &Path, shared: bool) -> io::Result<()> {
+    let how = if shared { libc::LOCK_SH } else { libc::LOCK_EX };
+    // SAFETY: the descriptor is open as long as `file` lives, and no memory is passed.
+    if unsafe { libc::flock(file.as_raw_fd(), how | libc::LOCK_NB) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            format!("{} is in use: another filesystem, or a check, has it open", path.display()),
+        )),
+        _ => Err(error),
     }
 }
 

@@ -109,10 +109,21 @@ impl<'a> LeafRef<'a> {
         self.records.partition_point(|record| record.start.get() < block)
     }
 
+    /// Verifies the extents next to an index that [`LeafRef::find`] returned.
+    pub fn check_around(&self, index: usize, span: Span) -> Sound<()> {
+        let start = index.saturating_sub(1);
+        self.check_some(start, &self.records[start.min(self.len())..(index + 2).min(self.len())], span)
+    }
+
     /// Verifies everything.
     pub fn check(&self, span: Span) -> Sound<()> {
+        self.check_some(0, self.records, span)
+    }
+
+    fn check_some(&self, first: usize, records: &[Record], span: Span) -> Sound<()> {
         let mut least = 0;
-        for (index, record) in self.records.iter().enumerate() {
+        for (index, record) in records.iter().enumerate() {
+            let index = first + index;
             let extent = record.read(index)?;
             if !span.contains(extent.start) || extent.start - u64::from(extent.before) < least {
                 return Err(format!("extent {index} is out of order or overlaps the one before"));
@@ -136,6 +147,7 @@ pub fn replace(node: &mut [u8], index: usize, old: usize, new: &[Extent]) -> Sou
     for (record, extent) in records[index..].iter_mut().zip(new) {
         *record = (*extent).into();
     }
+    records[count_after..].as_mut_bytes().fill(0);
     set_count(node, count_after);
     Ok(())
 }
@@ -158,6 +170,7 @@ fn set_count(node: &mut [u8], count: usize) {
 impl tree::Leaf for ExtentLeaf {
     const KIND: BlockKind = BlockKind::Extents;
     const WHAT: &'static str = "file's extent map";
+    const ASCENDING: bool = true;
 
     fn check(node: &[u8], span: Span) -> Sound<()> {
         LeafRef::open(node)?.check(span)
@@ -175,10 +188,10 @@ impl tree::Leaf for ExtentLeaf {
         append(to, LeafRef::open(from)?.records)
     }
 
-    fn split(from: &[u8], left: &mut [u8], right: &mut [u8]) -> Sound<u64> {
+    fn split(from: &[u8], left: &mut [u8], right: &mut [u8], most: bool) -> Sound<u64> {
         let records = LeafRef::open(from)?.records;
-        let (low, high) = records.split_at(records.len() / 2);
-        if low.is_empty() {
+        let (low, high) = records.split_at(tree::split_at(records.len(), most));
+        if low.is_empty() || high.is_empty() {
             return Err("too few extents fill it".to_string());
         }
         append(left, low)?;

@@ -108,8 +108,8 @@ impl<B: WriteBlocks + ?Sized> Map<'_, B> {
     fn place(&self, start: u64) -> Result<(Path, usize, Option<Extent>, bool)> {
         let (path, node) = descend::<ExtentLeaf, B>(&*self.blocks, self.root, start)?;
         let leaf = LeafRef::open(&node).in_node::<ExtentLeaf>(path.leaf)?;
-        leaf.check(path.span).in_node::<ExtentLeaf>(path.leaf)?;
         let index = leaf.find(start);
+        leaf.check_around(index, path.span).in_node::<ExtentLeaf>(path.leaf)?;
         let found = leaf.get(index).in_node::<ExtentLeaf>(path.leaf)?;
         Ok((path, index, found.filter(|found| found.start == start), leaf.has_room()))
     }

@@ -6,7 +6,9 @@
 //!
 //! Addresses are cheap and never used twice, so that a file is given more of them at a time than are needed ([`window`]): an extent's *reserve* are
 //! the addresses directly before and after its own that belong to the file's blocks directly before and after and were never used. A
-//! block written there later continues the extent. What is removed takes the reserve at that side with it.
+//! block written there later continues the extent. What is removed takes the reserve at that side with it. After a crash the disk may hold, at an
+//! address in reserve, what was written there for the same block of the same file by a transaction that was lost: until it is
+//! flushed, a new block there may read as that rather than as zeros.
 //!
 //! What must hold: extents with their reserves ascend and do not overlap; no leaf but the root is empty; the counts in the area are true.
 //! `docs/fs-format.md` has the bytes.
@@ -248,7 +250,8 @@ pub fn remove<B: WriteBlocks + ?Sized>(
     Ok(Removed { freed, more })
 }
 
-/// Says that the blocks from `from` up to (not with) `to` were written, those of them that are mapped.
+/// Says that the blocks from `from` up to (not with) `to` were written, those of them that are mapped. The work grows with the number of
+/// extents in the range, here and in [`mark_unwritten`]: who changes many goes on in steps, along [`list`].
 pub fn mark_written<B: WriteBlocks + ?Sized>(blocks: &mut B, area: &mut [u8], from: u64, to: u64) -> Result<()> {
     let (header, root) = open_mut(area)?;
     Map { blocks, header, root }.mark(from, to.min(FILE_BLOCKS_MAX), false)
@@ -277,7 +280,8 @@ pub fn refit<B: WriteBlocks + ?Sized>(blocks: &mut B, from: &[u8], to: &mut [u8]
 
 /// What [`walk`] meets.
 pub trait Visit {
-    /// A block of the tree, before what it holds. What `false` is returned for is left out: the caller has seen the block elsewhere.
+    /// A block of the tree, before what it holds. What `false` is returned for is left out: the caller has seen the block elsewhere. It must be
+    /// so for blocks of this tree too, or a damaged tree may be visited without end.
     fn block(&mut self, at: BlockAddress) -> bool;
     /// An extent that is sound in itself; in order.
     fn extent(&mut self, extent: Extent);

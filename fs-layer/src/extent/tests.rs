@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::tree::testing::MemoryBlocks;
+use crate::tree::testing::{MemoryBlocks, PlainBlocks, golden, time};
 
 fn empty(bytes: usize) -> Vec<u8> {
     let mut area = vec![0; bytes];
@@ -13,15 +13,14 @@ fn empty(bytes: usize) -> Vec<u8> {
 
 #[derive(Default)]
 struct Seen {
-    blocks: Vec<BlockAddress>,
+    blocks: BTreeSet<BlockAddress>,
     extents: Vec<Extent>,
     damage: Vec<(Option<BlockAddress>, String)>,
 }
 
 impl Visit for Seen {
     fn block(&mut self, at: BlockAddress) -> bool {
-        self.blocks.push(at);
-        true
+        self.blocks.insert(at)
     }
     fn extent(&mut self, extent: Extent) {
         self.extents.push(extent);
@@ -46,8 +45,7 @@ fn verify(blocks: &MemoryBlocks, area: &[u8]) -> Vec<Extent> {
     })
     .unwrap();
     assert_eq!(seen.extents, listed);
-    seen.blocks.sort_unstable();
-    assert_eq!(seen.blocks, blocks.addresses());
+    assert_eq!(seen.blocks, blocks.addresses().into_iter().collect());
     listed
 }
 
@@ -97,8 +95,6 @@ fn change(blocks: u64) -> impl Strategy<Value = Change> {
 type Model = BTreeMap<u64, (BlockAddress, bool)>;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
-
     #[test]
     fn does_what_a_map_does(
         changes in prop::collection::vec(change(3000), 1..700),
@@ -297,6 +293,28 @@ fn survive(blocks: &mut MemoryBlocks, area: &mut [u8], extents: u64) {
 }
 
 #[test]
+fn golden_maps_are_written_the_same() {
+    for (file, extents) in [("extents-v1-inline.bin", 10), ("extents-v1-tree.bin", 200)] {
+        let (mut blocks, mut area) = (MemoryBlocks::new(), empty(AREA_MIN));
+        scatter(&mut blocks, &mut area, extents);
+        allocate(&mut blocks, &mut area, 10_000, 3, false, 0, |_, _| Ok(1 << 40)).unwrap();
+        golden(file, &area, &blocks);
+    }
+}
+
+#[test]
+fn extents_made_in_order_fill_their_blocks() {
+    let (mut blocks, mut area) = (MemoryBlocks::new(), empty(3600));
+    for n in 0..100_000 {
+        let new = Extent { start: n * 2, address: 1 + n * 3, count: 1, unwritten: false, before: 0, after: 0 };
+        insert(&mut blocks, &mut area, new).unwrap();
+    }
+    let full = 100_000 / 125;
+    assert!(blocks.len() < full * 6 / 5, "{} blocks, {full} full ones would do", blocks.len());
+    verify(&blocks, &area);
+}
+
+#[test]
 fn unknown_versions_are_refused() {
     for (at, byte) in [(0, 2), (1, 1), (40, 2)] {
         let mut area = empty(3600);
@@ -429,4 +447,36 @@ fn writing_into_a_kept_range_leaves_one_extent() {
     assert_eq!(extents.len(), 1);
     assert!(!extents[0].unwritten);
     assert_eq!(counts(&area).unwrap().unwritten, 0);
+}
+
+/// Nanoseconds per operation, without a cache or journal below.
+#[test]
+#[ignore = "measures; run it alone, with --nocapture"]
+fn speed() {
+    for size in [10, 100, 10_000, 40_000u64] {
+        let (mut blocks, mut area, mut disk) = (PlainBlocks::default(), empty(3600), Disk::new());
+        println!("-- {size} extents");
+        let place = |n: u64| n * 7919 % size * 100_000;
+        let new = |n: u64| Extent {
+            start: place(n) % FILE_BLOCKS_MAX,
+            address: 1 + n * 9,
+            count: 4,
+            unwritten: true,
+            before: 0,
+            after: 0,
+        };
+        time("fill", size, |n| drop(insert(&mut blocks, &mut area, new(n)).unwrap()));
+        println!("{} blocks", blocks.len());
+        time("get", size, |n| {
+            assert!(matches!(get(&blocks, &area, place(n) % FILE_BLOCKS_MAX + 2), Ok(Mapping::Extent(_))))
+        });
+        time("mark written", size, |n| {
+            mark_written(&mut blocks, &mut area, new(n).start + 1, new(n).start + 2).unwrap()
+        });
+        time("remove", size, |n| drop(remove(&mut blocks, &mut area, new(n).start, new(n).end(), 8).unwrap()));
+        assert_eq!(blocks.len(), 0);
+        time("append a block", 1_000_000, |n| {
+            allocate(&mut blocks, &mut area, n, 1, false, n + 1, |_, count| disk.ask(count)).unwrap();
+        });
+    }
 }

@@ -32,6 +32,8 @@ struct Pages {
     /// Where a reader that goes on would go on.
     next: u64,
     ahead: u64,
+    /// Whether the last block was looked at, so that it is zeros behind the end unless the file's flag says otherwise.
+    tail_clean: bool,
 }
 
 /// See the module.
@@ -183,6 +185,16 @@ impl PageCache {
         if let Some(file) = lock(self.shard(ino)).remove(&ino.0) {
             self.ticket.fetch_max(lock(&file).ticket, Ordering::Relaxed);
         }
+    }
+
+    /// Whether [`PageCache::set_tail_clean`] was called.
+    pub fn is_tail_clean(&self, ino: Ino) -> bool {
+        self.file(ino).is_some_and(|file| lock(&file).tail_clean)
+    }
+
+    /// Notes that the file's last block is zeros behind its end.
+    pub fn set_tail_clean(&self, ino: Ino) {
+        lock(&self.file_or_new(ino)).tail_clean = true;
     }
 
     /// How many blocks to read at `block`, where `wanted` are asked for: more for who reads on where he left off.

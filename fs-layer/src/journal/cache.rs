@@ -82,9 +82,7 @@ impl BlockCache {
         if let Some(entry) = self.shard(at).entries.get_mut(&at) {
             entry.used = true;
             return match &entry.image {
-                Some(image) if image.kind != kind => {
-                    Err(damaged(at, kind, &format!("it is of kind {:?}", image.kind)))
-                }
+                Some(image) if image.kind != kind => Err(damaged(at, kind, &format!("it is of kind {:?}", image.kind))),
                 image => Ok(image.clone()),
             };
         }

@@ -137,7 +137,9 @@ impl Journal {
             while log.used() + blocks > self.records_len() {
                 tries += 1;
                 if tries > 8 {
-                    return Err(std::io::Error::other(format!("a transaction of {blocks} blocks does not fit into it")));
+                    return Err(std::io::Error::other(format!(
+                        "a transaction of {blocks} blocks does not fit into it"
+                    )));
                 }
                 self.flush_step(log, Encoded::default(), None, true)?;
                 // What differences start from may be home now.

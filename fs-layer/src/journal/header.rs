@@ -74,7 +74,10 @@ pub fn load(disk: &dyn Disk, filesystem: [u8; 8], start: BlockAddress) -> io::Re
     }
     // One copy may be torn: then the other counts, or, if that was never written, no record was either, since a flush comes between.
     if newest.is_none() && damage.len() == HEADER_BLOCKS as usize {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no header of the journal is sound: {damage:?}")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("no header of the journal is sound: {damage:?}"),
+        ));
     }
     Ok(newest)
 }

@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 pub use cache::{BlockCache, IntHasher, IntMap};
-pub use replay::{Replayed, replay};
+pub use replay::{Replayed, is_settled, replay};
 pub use tx::Tx;
 
 use crate::blocks::{BlockKind, Body, ReadBlocks};
@@ -143,7 +143,8 @@ impl Journal {
         let cache = BlockCache::new(disk.clone(), geometry.fragment(), cache_bytes);
         let image = cache.get(geometry.host(slot), BlockKind::Host)?;
         let image = image.ok_or_else(|| VfsError::Io(format!("host slot {slot} is empty; run `fsd check`")))?;
-        let host: HostBody = zerocopy::FromBytes::read_from_bytes(&image.body[..]).expect("a host slot has the size of a body");
+        let host: HostBody =
+            zerocopy::FromBytes::read_from_bytes(&image.body[..]).expect("a host slot has the size of a body");
         let sequence = replayed.next_sequence;
         Ok(Journal {
             disk,

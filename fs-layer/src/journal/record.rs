@@ -190,13 +190,7 @@ pub enum Item {
     /// A full image.
     Full(BlockAddress, Image),
     /// Ranges that differ from the version `base`.
-    Changed {
-        at: BlockAddress,
-        kind: BlockKind,
-        version: u64,
-        base: u64,
-        ranges: Vec<(usize, Vec<u8>)>,
-    },
+    Changed { at: BlockAddress, kind: BlockKind, version: u64, base: u64, ranges: Vec<(usize, Vec<u8>)> },
     /// Freed blocks.
     Freed(BlockAddress, u64),
 }
@@ -233,13 +227,7 @@ pub fn parse(record: &[u8], salt: u64) -> Option<Vec<Item>> {
                     ranges.push((offset, bytes.to_vec()));
                 }
                 let kind = BlockKind::from_code(item.kind)?;
-                items.push(Item::Changed {
-                    at,
-                    kind,
-                    version: item.version.get(),
-                    base: item.base.get(),
-                    ranges,
-                });
+                items.push(Item::Changed { at, kind, version: item.version.get(), base: item.base.get(), ranges });
             }
             TAG_FREED => items.push(Item::Freed(at, item.version.get())),
             _ => return None,

@@ -100,6 +100,27 @@ impl Reader<'_> {
     }
 }
 
+/// Whether the journal of a host slot holds nothing that would have to be replayed.
+///
+/// # Errors
+/// [`VfsError::Io`] if the disk fails.
+pub fn is_settled(disk: &dyn Disk, geometry: &Geometry, slot: u64) -> Result<bool> {
+    let failed = |e: std::io::Error| VfsError::Io(format!("the journal of host slot {slot} can't be read: {e}"));
+    let start = geometry.journal(slot);
+    let Some((header, _)) = header::load(disk, geometry.fragment(), start).map_err(failed)? else { return Ok(true) };
+    let reader = Reader {
+        disk,
+        start: start + HEADER_BLOCKS,
+        len: geometry.journal_blocks - HEADER_BLOCKS,
+        salt: header.salt.get(),
+        generation: header.generation.get(),
+    };
+    let tail = header.tail_position.get();
+    let first = reader.blocks(tail, 1).map_err(failed)?;
+    let found = reader.record(tail, &first, reader.len).map_err(failed)?;
+    Ok(found.is_none_or(|(sequence, ..)| sequence != header.tail_sequence.get()))
+}
+
 /// Replays the journal of a host slot and begins it anew.
 ///
 /// # Errors

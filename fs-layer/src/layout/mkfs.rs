@@ -5,9 +5,9 @@ use std::io;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
+use super::InodeBody;
 use super::header::{Opened, open, seal};
 use super::superblock::{ALLOCATOR_BLOCKS, AllocatorBody, FIRST_FREE_INO, Geometry, HostBody, INO_ORPHANS};
-use super::InodeBody;
 use crate::blocks::{BODY_BYTES, BlockKind, Body};
 use crate::dir;
 use crate::disk::{BLOCK_BYTES, BlockAddress, Disk};

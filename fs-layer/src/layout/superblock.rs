@@ -74,7 +74,11 @@ const _: () = assert!(size_of::<AllocatorBody>() == BODY_BYTES);
 impl AllocatorBody {
     /// With these.
     pub fn new(next_ino: u64, next_address: u64) -> AllocatorBody {
-        AllocatorBody { next_ino: U64::new(next_ino), next_address: U64::new(next_address), reserved: [0; BODY_BYTES - 16] }
+        AllocatorBody {
+            next_ino: U64::new(next_ino),
+            next_address: U64::new(next_address),
+            reserved: [0; BODY_BYTES - 16],
+        }
     }
 }
 

@@ -49,11 +49,8 @@ impl LockManager for LocalLocks {
         let mut waited = false;
         loop {
             let lock = locks.entry(ino.0).or_default();
-            let free = if exclusive {
-                !lock.writer && lock.readers == 0
-            } else {
-                !lock.writer && lock.writers_waiting == 0
-            };
+            let free =
+                if exclusive { !lock.writer && lock.readers == 0 } else { !lock.writer && lock.writers_waiting == 0 };
             if waited {
                 lock.waiting -= 1;
                 lock.writers_waiting -= u32::from(exclusive);

@@ -53,10 +53,16 @@ pub fn make_room<L: Leaf, B: WriteBlocks + ?Sized>(blocks: &mut B, root: &mut Ro
     for (depth, step) in path.steps().iter().enumerate().rev() {
         let bytes = if step.at == IN_INODE { root.node.len() } else { BODY_BYTES };
         if usize::from(step.count) < capacity(bytes) {
-            return split::<L, B>(blocks, root, step, path.child(depth));
+            let most = L::ASCENDING && path.span.high == Span::ALL.high;
+            return split::<L, B>(blocks, root, step, path.child(depth), most);
         }
     }
     push_down::<L, B>(blocks, root)
+}
+
+/// How many of a node's records or branches stay at the left when it is split.
+pub fn split_at(count: usize, most: bool) -> usize {
+    if most { count - count / 16 } else { count / 2 }
 }
 
 /// Copies a node to one of another length, which must have the room.
@@ -92,6 +98,7 @@ fn split<L: Leaf, B: WriteBlocks + ?Sized>(
     root: &mut Root<'_>,
     step: &Step,
     child: BlockAddress,
+    most: bool,
 ) -> Result<()> {
     let old = blocks.read(child, L::KIND)?;
     let level = header(&*old).in_node::<L>(child)?.level;
@@ -102,15 +109,17 @@ fn split<L: Leaf, B: WriteBlocks + ?Sized>(
         let (mut low, mut high) = ([0; BODY_BYTES], [0; BODY_BYTES]);
         L::clear(&mut low);
         L::clear(&mut high);
-        let key = L::split(&*old, &mut low, &mut high).in_node::<L>(child)?;
+        let key = L::split(&*old, &mut low, &mut high, most).in_node::<L>(child)?;
         drop(old);
         blocks.modify(right, L::KIND)?.copy_from_slice(&high);
         blocks.modify(child, L::KIND)?.copy_from_slice(&low);
         key
     } else {
         let all = branches(&*old).in_node::<L>(child)?;
-        let (low, high) = all.split_at(all.len() / 2);
-        let key = high[0].key.get();
+        let (low, high) = all.split_at(split_at(all.len(), most));
+        let Some(key) = high.first().filter(|_| !low.is_empty()).map(|first| first.key.get()) else {
+            return Err(super::damaged::<L>(child, "too few branches fill it"));
+        };
         let node = blocks.modify(right, L::KIND)?;
         format(node, level);
         node::append(node, high, 0).in_node::<L>(child)?;

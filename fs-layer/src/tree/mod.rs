@@ -6,8 +6,8 @@
 //! [`make_room`] and looks again; whoever took something out of one calls [`shrink`].
 //!
 //! What must hold: levels count down by one to 0 at the leaves; a node's keys ascend and are in the span its parent gives it; no node but the
-//! root is empty. A node that a way leads through is verified where it is touched, one that is changed is verified whole before, so
-//! that damage is never spread. Nothing here panics on any bytes.
+//! root is empty. A node is verified where it is touched, and whole before its contents are moved, so that damage is never spread. Nothing here
+//! panics on any bytes.
 
 mod change;
 mod node;
@@ -16,7 +16,7 @@ mod path;
 pub mod testing;
 mod walk;
 
-pub use change::{Root, make_room, refit, shrink};
+pub use change::{Root, make_room, refit, shrink, split_at};
 pub use node::{NODE_HEADER_BYTES, NodeHeader, format, header};
 pub use path::{Node, Path, descend};
 pub use walk::{Walk, walk};
@@ -60,6 +60,9 @@ pub trait Leaf {
     /// Whose node it is, for messages.
     const WHAT: &'static str;
 
+    /// Whether records often come in the order of their keys: the last node is then split near its end.
+    const ASCENDING: bool;
+
     /// Verifies all of a node.
     fn check(node: &[u8], span: Span) -> Sound<()>;
 
@@ -72,8 +75,9 @@ pub trait Leaf {
     /// Adds the records of `from`, whose keys are above those of `to`.
     fn append(to: &mut [u8], from: &[u8]) -> Sound<()>;
 
-    /// Distributes the records of `from` over two nodes, both cleared before. Returns the first key of the right one.
-    fn split(from: &[u8], left: &mut [u8], right: &mut [u8]) -> Sound<u64>;
+    /// Distributes the records of `from` over two nodes, both cleared before: about half of them, or all but a few if `most`, to the left one.
+    /// Returns the first key of the right one.
+    fn split(from: &[u8], left: &mut [u8], right: &mut [u8], most: bool) -> Sound<u64>;
 }
 
 /// The error for a node that is not what it must be.

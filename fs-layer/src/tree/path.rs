@@ -75,10 +75,13 @@ pub fn descend<'a, L: Leaf, B: ReadBlocks + ?Sized>(blocks: &B, root: &'a [u8], 
         path.leaf = child;
         path.span = span;
         node = Node::Block(blocks.read(child, L::KIND)?);
-        let found = header(&node).in_node::<L>(child)?.level;
+        let found = header(&node).in_node::<L>(child)?;
         level -= 1;
-        if found != level {
-            return Err(super::damaged::<L>(child, &format!("level {found}, where {level} must be")));
+        if found.level != level {
+            return Err(super::damaged::<L>(child, &format!("level {}, where {level} must be", found.level)));
+        }
+        if found.count.get() == 0 {
+            return Err(super::damaged::<L>(child, "it is empty"));
         }
     }
     Ok((path, node))

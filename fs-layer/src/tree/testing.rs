@@ -80,3 +80,67 @@ impl WriteBlocks for MemoryBlocks {
         }
     }
 }
+
+/// Compares an area and its blocks with the bytes kept in `tests/golden`. With FSD_BLESS set a file that is not there is written.
+pub fn golden(name: &str, area: &[u8], blocks: &MemoryBlocks) {
+    let mut bytes = area.to_vec();
+    for at in blocks.addresses() {
+        bytes.extend_from_slice(blocks.blocks[&at].1.as_slice());
+    }
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if !path.exists() && std::env::var_os("FSD_BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(&path, &bytes).expect("a file");
+    }
+    let kept = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    assert!(kept == bytes, "{name}: the bytes written have changed");
+}
+
+/// Blocks in memory that cost next to nothing to get at, to measure the trees alone.
+#[derive(Default)]
+pub struct PlainBlocks {
+    blocks: Vec<Arc<Body>>,
+    free: usize,
+}
+
+impl PlainBlocks {
+    /// How many blocks there are.
+    pub fn len(&self) -> usize {
+        self.blocks.len() - self.free
+    }
+}
+
+impl ReadBlocks for PlainBlocks {
+    fn read(&self, at: BlockAddress, _: BlockKind) -> Result<Arc<Body>> {
+        Ok(self.blocks[at as usize - 1].clone())
+    }
+}
+
+impl WriteBlocks for PlainBlocks {
+    fn modify(&mut self, at: BlockAddress, _: BlockKind) -> Result<&mut Body> {
+        Ok(Arc::make_mut(&mut self.blocks[at as usize - 1]))
+    }
+
+    fn make(&mut self, _: BlockKind) -> Result<BlockAddress> {
+        self.blocks.push(Arc::new([0; BODY_BYTES]));
+        Ok(self.blocks.len() as u64)
+    }
+
+    fn free(&mut self, _: BlockAddress) -> Result<()> {
+        self.free += 1;
+        Ok(())
+    }
+}
+
+/// Nanoseconds that this thread has run: others' work does not count.
+fn thread_ns() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
+    stat.split(' ').next().and_then(|ns| ns.parse().ok()).expect("a number")
+}
+
+/// Runs `operation` for 0 to `times` and says what one took.
+pub fn time(what: &str, times: u64, mut operation: impl FnMut(u64)) {
+    let start = thread_ns();
+    (0..times).for_each(&mut operation);
+    println!("{what}: {} ns", (thread_ns() - start) / times);
+}

@@ -179,8 +179,12 @@ impl Disk for CrashDisk {
     fn discard(&self, at: BlockAddress, count: u64) -> io::Result<()> {
         let mut state = self.lock();
         self.operation(&mut state)?;
-        let there: Vec<_> =
-            state.durable.range(at..at + count).map(|(at, _)| *at).chain(state.pending.range(at..at + count).map(|(at, _)| *at)).collect();
+        let there: Vec<_> = state
+            .durable
+            .range(at..at + count)
+            .map(|(at, _)| *at)
+            .chain(state.pending.range(at..at + count).map(|(at, _)| *at))
+            .collect();
         for at in there {
             state.pending.entry(at).or_default().push(None);
         }

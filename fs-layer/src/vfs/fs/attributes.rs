@@ -69,7 +69,9 @@ impl Filesystem {
         }
         let stale = |body: &InodeBody, time: Time| {
             let accessed = Time::from(body.accessed);
-            accessed <= body.modified.into() || accessed <= body.changed.into() || time.0 - accessed.0 > ACCESSED_AFTER_NS
+            accessed <= body.modified.into()
+                || accessed <= body.changed.into()
+                || time.0 - accessed.0 > ACCESSED_AFTER_NS
         };
         let time = now();
         if !stale(seen, time) {

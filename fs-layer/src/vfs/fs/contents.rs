@@ -15,7 +15,8 @@ use crate::file::{PAGE_BYTES, Page};
 use crate::inode::Inode;
 use crate::layout::{CONTENT_BYTES, Content};
 use crate::vfs::{
-    Attributes, Credentials, FILE_SIZE_MAX, Fallocate, FileKind, Ino, ReadData, Result, Seek, VfsError, WriteAt, Written,
+    Attributes, Credentials, FILE_SIZE_MAX, Fallocate, FileKind, Ino, ReadData, Result, Seek, VfsError, WriteAt,
+    Written,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -86,11 +87,9 @@ impl Filesystem {
     fn load_blocks(&self, inode: &Inode, block: u64, count: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; count as usize * PAGE_BYTES];
         match inode.content_kind() {
-            Some(Content::Inline) => {
-                if block == 0 {
-                    let inline = inode.inline();
-                    bytes[..inline.len()].copy_from_slice(inline);
-                }
+            Some(Content::Inline) if block == 0 => {
+                let inline = inode.inline();
+                bytes[..inline.len()].copy_from_slice(inline);
             }
             Some(Content::Extents) => {
                 let mut runs = Vec::new();
@@ -263,18 +262,19 @@ impl Filesystem {
         }
         let (first, last) = (offset.div_ceil(BLOCK), if end >= size { blocks(end) } else { end / BLOCK });
         let part = |block: u64, from: u64, to: u64| -> Result<()> {
-            let mapped = matches!(extent::get(&self.journal, &inode.content, block)?, Mapping::Extent(e) if !e.unwritten);
+            let mapped =
+                matches!(extent::get(&self.journal, &inode.content, block)?, Mapping::Extent(e) if !e.unwritten);
             if from < to && block * BLOCK < size && (mapped || self.pages.is_dirty(inode.ino, block)) {
                 let page = self.page(inode, block)?;
                 self.pages.write(inode.ino, block, || page, |page| page[from as usize..to as usize].fill(0));
             }
             Ok(())
         };
-        if offset / BLOCK == (end - 1) / BLOCK && (offset % BLOCK != 0 || last <= offset / BLOCK) {
+        if offset / BLOCK == (end - 1) / BLOCK && (!offset.is_multiple_of(BLOCK) || last <= offset / BLOCK) {
             part(offset / BLOCK, offset % BLOCK, (end - 1) % BLOCK + 1)?;
             return Ok(());
         }
-        if offset % BLOCK != 0 {
+        if !offset.is_multiple_of(BLOCK) {
             part(offset / BLOCK, offset % BLOCK, BLOCK)?;
         }
         if last < blocks(end) {
@@ -422,7 +422,7 @@ impl Filesystem {
     }
 
     pub(super) fn do_clone(&self, who: &Credentials, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64> {
-        if from.1 % BLOCK != 0 || to.1 % BLOCK != 0 {
+        if !from.1.is_multiple_of(BLOCK) || !to.1.is_multiple_of(BLOCK) {
             return Err(VfsError::Invalid);
         }
         let size = {
@@ -432,7 +432,7 @@ impl Filesystem {
         let len = if len == 0 { size.saturating_sub(from.1) } else { len };
         let end = from.1.checked_add(len).ok_or(VfsError::Invalid)?;
         let target_end = to.1.checked_add(len).ok_or(VfsError::Invalid)?;
-        if end > size || len % BLOCK != 0 && end != size {
+        if end > size || !len.is_multiple_of(BLOCK) && end != size {
             return Err(VfsError::Invalid);
         }
         if from.0 == to.0 && from.1 < target_end && to.1 < end {

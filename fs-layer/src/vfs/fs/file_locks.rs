@@ -54,7 +54,8 @@ impl FileLocks {
         if let Some(held) = file.held.iter().find(|held| conflict(held, lock)) {
             return Some(*held);
         }
-        let was_exclusive = file.held.iter().any(|held| held.owner == lock.owner && overlap(held, lock) && held.exclusive);
+        let was_exclusive =
+            file.held.iter().any(|held| held.owner == lock.owner && overlap(held, lock) && held.exclusive);
         cut(&mut file.held, lock);
         // Neighbours of the same kind become one, so that a file locked byte by byte does not pile up.
         let mut new = *lock;

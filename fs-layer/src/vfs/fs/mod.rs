@@ -30,7 +30,7 @@ use crate::alloc::Allocator;
 use crate::disk::{BLOCK_BYTES, Disk};
 use crate::file::PageCache;
 use crate::inode::Inode;
-use crate::journal::{Counts, Journal, Replayed, Tx, replay};
+use crate::journal::{Counts, Journal, Replayed, Tx, is_settled, replay};
 use crate::layout::{FIRST_FREE_INO, Geometry, load_superblock};
 use crate::lock::{LocalLocks, LockGuard, LockManager, LockMode};
 
@@ -101,7 +101,14 @@ impl Filesystem {
     /// [`VfsError::Io`] if the disk fails, there is no filesystem, or what must be sound is damaged.
     pub fn open(disk: Arc<dyn Disk>, options: &OpenOptions) -> Result<Arc<Filesystem>> {
         let geometry = load_superblock(&*disk)?;
-        let replayed = if options.read_only { Replayed::none() } else { replay(&*disk, &geometry, SLOT)? };
+        let replayed = match options.read_only {
+            false => replay(&*disk, &geometry, SLOT)?,
+            true if is_settled(&*disk, &geometry, SLOT)? => Replayed::none(),
+            true => {
+                let why = "the journal holds changes that are not home: open it once to write, or let `fsd check --repair` replay it";
+                return Err(VfsError::Io(why.into()));
+            }
+        };
         let journal = Journal::open(disk.clone(), geometry, SLOT, &replayed, options.metadata_bytes)?;
         let filesystem = Arc::new(Filesystem {
             geometry,

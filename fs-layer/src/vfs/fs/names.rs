@@ -125,10 +125,7 @@ impl Filesystem {
             }
             Make::Symlink(target) => put_target(&mut tx, &mut inode, target)?,
             Make::Special { device, .. } => {
-                if !matches!(
-                    kind,
-                    FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice
-                ) {
+                if !matches!(kind, FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice) {
                     return Err(VfsError::Invalid);
                 }
                 let body = inode.edit();

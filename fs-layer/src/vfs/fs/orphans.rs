@@ -32,11 +32,7 @@ impl Filesystem {
     }
 
     /// Puts a file without names into a transaction: freed, or as an orphan. The returned lock is to be held until that is published.
-    pub(super) fn bury<'a>(
-        &'a self,
-        tx: &mut Tx<'_>,
-        inode: &mut Inode,
-    ) -> Result<(Fate, Option<LockGuard<'a>>)> {
+    pub(super) fn bury<'a>(&'a self, tx: &mut Tx<'_>, inode: &mut Inode) -> Result<(Fate, Option<LockGuard<'a>>)> {
         if self.is_held(inode.ino) {
             let guard = self.add_orphan(tx, inode)?;
             inode.save(tx)?;

@@ -68,10 +68,7 @@ impl Filesystem {
         let unchanged = {
             let to_change = to_dir.as_ref().unwrap_or(&from_dir).change.get();
             let from_change = from_dir.change.get();
-            (
-                DirChange { before: from_change, after: from_change },
-                DirChange { before: to_change, after: to_change },
-            )
+            (DirChange { before: from_change, after: from_change }, DirChange { before: to_change, after: to_change })
         };
         if target.is_some_and(|target| target.ino == source.ino) {
             // Two names of one file: nothing happens.

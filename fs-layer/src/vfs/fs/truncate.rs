@@ -2,7 +2,8 @@
 //!
 //! What a file has behind its end must never be seen again. In the page cache the rest of the last page is zeros; on the disk it is what was there
 //! before until the page was written back. So a file that was cut in the middle of a block carries a flag until it is certain that the zeros are durable:
-//! before it grows, they are written and flushed.
+//! before it grows, they are written and flushed. A crash can also leave something there without the flag, if data survived and the size that
+//! it belonged to did not: so the block is looked at before the file grows the first time.
 
 use zerocopy::little_endian::{U16, U64};
 
@@ -47,8 +48,7 @@ impl Filesystem {
         let blocks = |counts: extent::Counts| counts.mapped + counts.nodes;
         tx.count_blocks(after.mapped as i64 - before.mapped as i64);
         let body = inode.edit();
-        body.stored_blocks =
-            U64::new((body.stored_blocks.get() + blocks(after)).saturating_sub(blocks(before)));
+        body.stored_blocks = U64::new((body.stored_blocks.get() + blocks(after)).saturating_sub(blocks(before)));
         Ok(())
     }
 
@@ -58,20 +58,29 @@ impl Filesystem {
             // Cutting it failed halfway; what is left behind the end must not come back.
             return Err(VfsError::Io(format!("inode {} is not cut completely; mount again", inode.ino.0)));
         }
-        if !inode.has(flags::TAIL) {
+        if inode.content_kind() != Some(Content::Extents) {
             return Ok(());
         }
-        let (block, end) = (inode.size.get() / BLOCK, inode.size.get() % BLOCK);
+        let cut = inode.has(flags::TAIL);
+        if !cut && self.pages.is_tail_clean(inode.ino) {
+            return Ok(());
+        }
+        let (block, end) = (inode.size.get() / BLOCK, (inode.size.get() % BLOCK) as usize);
         if end != 0
-            && inode.content_kind() == Some(Content::Extents)
             && let Mapping::Extent(extent) = extent::get(&self.journal, &inode.content, block)?
             && !extent.unwritten
         {
-            let page = self.page(inode, block)?;
-            let at = extent.address_of(block);
-            self.journal.disk().write(at, &page[..]).map_err(|e| data_error(inode, block, &e))?;
-            self.journal.commit(0, self.journal.ticket())?;
+            let (disk, at) = (self.journal.disk(), extent.address_of(block));
+            let mut there = [0; BLOCK_BYTES];
+            disk.read(at, &mut there).map_err(|e| data_error(inode, block, &e))?;
+            // Without the flag, after a crash: data that was written back, of a size that did not survive.
+            if cut || there[end..].iter().any(|byte| *byte != 0) {
+                let page = self.page(inode, block)?;
+                disk.write(at, &page[..]).map_err(|e| data_error(inode, block, &e))?;
+                self.journal.commit(0, self.journal.ticket())?;
+            }
         }
+        self.pages.set_tail_clean(inode.ino);
         inode.edit().set_flag(flags::TAIL, false);
         Ok(())
     }

@@ -102,7 +102,8 @@ impl Filesystem {
         let mut index = 0;
         while index < dirty.len() {
             let block = dirty[index].0;
-            let wanted = dirty[index..].iter().zip(block..).take_while(|((found, _), expected)| found == expected).count();
+            let wanted =
+                dirty[index..].iter().zip(block..).take_while(|((found, _), expected)| found == expected).count();
             let (at, count) = match extent::get(&tx, &inode.content, block)? {
                 Mapping::Extent(extent) => {
                     let count = (extent.end() - block).min(wanted as u64);
@@ -114,9 +115,10 @@ impl Filesystem {
                 }
                 Mapping::Hole { .. } => {
                     let content = &mut inode.edit().content;
-                    let extent = extent::allocate(&mut tx, content, block, wanted as u32, false, size_blocks, |tx, n| {
-                        tx.allocate(n)
-                    })?;
+                    let extent =
+                        extent::allocate(&mut tx, content, block, wanted as u32, false, size_blocks, |tx, n| {
+                            tx.allocate(n)
+                        })?;
                     changed = true;
                     (extent.address_of(block), (extent.end() - block).min(wanted as u64) as usize)
                 }
