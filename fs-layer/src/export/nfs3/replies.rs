@@ -73,10 +73,10 @@ impl Replies {
         let mut inner = self.inner();
         inner.replies.insert(key, Some(results.to_vec()));
         inner.order.push_back(key);
-        if inner.order.len() > KEPT_MAX {
-            if let Some(oldest) = inner.order.pop_front() {
-                inner.replies.remove(&oldest);
-            }
+        if inner.order.len() > KEPT_MAX
+            && let Some(oldest) = inner.order.pop_front()
+        {
+            inner.replies.remove(&oldest);
         }
     }
 

@@ -137,18 +137,18 @@ pub fn run(shared: &Arc<Shared>, connection: &Arc<Connection>, call: &Call<'_>) 
     }
     w.patch(0, status);
     w.patch(count_at, results);
-    if let Some(change) = first_change {
-        if let Err(e) = shared.vfs.commit() {
-            tracing::error!("changes made over NFS are not durable: {e}");
-            w.truncate(change.at);
-            w.u32(change.operation);
-            w.u32(Nfs4Error::Io.code());
-            if change.operation == op::SETATTR {
-                Bitmap::default().write(&mut w);
-            }
-            w.patch(0, Nfs4Error::Io.code());
-            w.patch(count_at, change.index + 1);
+    if let Some(change) = first_change
+        && let Err(e) = shared.vfs.commit()
+    {
+        tracing::error!("changes made over NFS are not durable: {e}");
+        w.truncate(change.at);
+        w.u32(change.operation);
+        w.u32(Nfs4Error::Io.code());
+        if change.operation == op::SETATTR {
+            Bitmap::default().write(&mut w);
         }
+        w.patch(0, Nfs4Error::Io.code());
+        w.patch(count_at, change.index + 1);
     }
     if let Some(place) = compound.place.take() {
         place.session.finish(place.slot, w.as_bytes(), place.keep);

@@ -1,27 +1,33 @@
 //! One TCP connection: records in, records out.
 //!
 //! Calls of a connection run side by side on threads, as many as its clients may have under way; their replies go out in the
-//! order in which they are done. A record longer than any session allows ends the connection.
+//! order in which they are done. A record longer than any session allows ends the connection. Memory is bounded by how many requests are
+//! under way, on one connection and on all.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::compound;
 use super::rpc::{self, Answer, Caller, LAST_FRAGMENT, Message};
 use super::server::Shared;
 use crate::export::nfs3::{self, Outcome, mount};
 
-/// Requests of a connection under way at a time.
+/// Requests of a connection under way at a time, from the first byte read to the last byte of the reply sent.
 const RUNNING_MAX: usize = 64;
+/// The same over all connections: each takes the memory of a request and a reply.
+pub const RUNNING_ALL_MAX: usize = 512;
 /// Replies that wait to be sent.
 const OUTGOING_MAX: usize = 64;
+/// A peer that is in the middle of a record, or does not take a reply, has this long: it holds memory that others want.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes that a record has beside the data of a WRITE.
 const HEADERS_MAX: usize = 16 << 10;
 /// Most fragments of a record.
@@ -32,11 +38,19 @@ const CALLS_MAX: usize = 64;
 /// What is done with the reply to a call of the server's; `None` if there will be none.
 pub type Then = Box<dyn FnOnce(Option<&[u8]>) + Send>;
 
+/// What goes out, with the permits that end when it is sent.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// The record.
+    pub record: Vec<u8>,
+    _permits: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+}
+
 /// What the rest of the server knows of a connection.
 pub struct Connection {
     /// The host at the other end.
     pub peer: IpAddr,
-    outgoing: mpsc::Sender<Vec<u8>>,
+    outgoing: mpsc::Sender<Outgoing>,
     open: AtomicBool,
     next_xid: AtomicU32,
     calls: Mutex<HashMap<u32, Then>>,
@@ -57,7 +71,7 @@ impl Connection {
     pub fn call(&self, xid: u32, record: Vec<u8>, then: Then) {
         {
             let mut calls = self.calls.lock().expect("no panic under the lock");
-            if calls.len() < CALLS_MAX && self.outgoing.try_send(record).is_ok() {
+            if calls.len() < CALLS_MAX && self.outgoing.try_send(Outgoing { record, _permits: None }).is_ok() {
                 calls.insert(xid, then);
                 return;
             }
@@ -96,7 +110,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, peer: IpAddr, mut sto
     });
     let writer = tokio::spawn(send_all(write, replies));
     tokio::select! {
-        () = receive_all(&shared, &connection, BufReader::with_capacity(64 << 10, read)) => {}
+        () = receive_all(&shared, &connection, BufReader::with_capacity(16 << 10, read)) => {}
         () = stopped(&mut stop) => {}
     }
     connection.close();
@@ -114,17 +128,18 @@ pub async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Sends replies, several with one call where several are there.
-async fn send_all(mut write: OwnedWriteHalf, mut replies: mpsc::Receiver<Vec<u8>>) {
+async fn send_all(mut write: OwnedWriteHalf, mut replies: mpsc::Receiver<Outgoing>) {
     let mut batch = Vec::new();
     while replies.recv_many(&mut batch, 16).await > 0 {
-        let mut bytes = Vec::with_capacity(batch.iter().map(|record| record.len() + 4).sum());
-        for record in batch.drain(..) {
-            bytes.extend_from_slice(&(record.len() as u32 | LAST_FRAGMENT).to_be_bytes());
-            bytes.extend_from_slice(&record);
+        let mut bytes = Vec::with_capacity(batch.iter().map(|reply: &Outgoing| reply.record.len() + 4).sum());
+        for reply in &batch {
+            bytes.extend_from_slice(&(reply.record.len() as u32 | LAST_FRAGMENT).to_be_bytes());
+            bytes.extend_from_slice(&reply.record);
         }
-        if write.write_all(&bytes).await.is_err() {
+        if !matches!(tokio::time::timeout(PATIENCE, write.write_all(&bytes)).await, Ok(Ok(()))) {
             return;
         }
+        batch.clear();
     }
 }
 
@@ -132,34 +147,39 @@ async fn receive_all(shared: &Arc<Shared>, connection: &Arc<Connection>, mut rea
     let running = Arc::new(Semaphore::new(RUNNING_MAX));
     let record_max = shared.options.transfer_max as usize + HEADERS_MAX;
     loop {
-        let record = match read_record(&mut read, record_max).await {
-            Ok(Some(record)) => record,
-            Ok(None) => return,
-            Err(e) => {
+        // Between records a peer may be silent for ever.
+        match read.fill_buf().await {
+            Ok(bytes) if !bytes.is_empty() => {}
+            _ => return,
+        }
+        let Ok(mine) = running.clone().acquire_owned().await else { return };
+        let Ok(of_all) = shared.running.clone().acquire_owned().await else { return };
+        let record = match tokio::time::timeout(PATIENCE, read_record(&mut read, record_max)).await {
+            Ok(Ok(record)) => record,
+            Ok(Err(e)) => {
                 tracing::debug!(peer = %connection.peer, "an NFS connection ends: {e}");
                 return;
             }
+            Err(_) => {
+                tracing::debug!(peer = %connection.peer, "an NFS connection ends: a request stopped in its middle");
+                return;
+            }
         };
-        let Ok(permit) = running.clone().acquire_owned().await else { return };
         let (shared, connection) = (shared.clone(), connection.clone());
         tokio::task::spawn_blocking(move || {
-            if let Some(reply) = answer(&shared, &connection, &record) {
+            if let Some(record) = answer(&shared, &connection, &record) {
                 // An error means that the connection is gone.
-                let _ = connection.outgoing.blocking_send(reply);
+                let _ = connection.outgoing.blocking_send(Outgoing { record, _permits: Some((mine, of_all)) });
             }
-            drop(permit);
         });
     }
 }
 
-/// The next record; `None` at the end of the stream.
-async fn read_record(read: &mut BufReader<OwnedReadHalf>, max: usize) -> std::io::Result<Option<Vec<u8>>> {
+/// The next record.
+async fn read_record(read: &mut BufReader<OwnedReadHalf>, max: usize) -> std::io::Result<Vec<u8>> {
     let mut record = Vec::new();
-    for fragment in 0..FRAGMENTS_MAX {
-        let mark = match read.read_u32().await {
-            Err(e) if fragment == 0 && e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
-            mark => mark?,
-        };
+    for _ in 0..FRAGMENTS_MAX {
+        let mark = read.read_u32().await?;
         let len = (mark & !LAST_FRAGMENT) as usize;
         if record.len() + len > max {
             return Err(std::io::Error::other(format!("a record of more than {max} bytes")));
@@ -170,7 +190,7 @@ async fn read_record(read: &mut BufReader<OwnedReadHalf>, max: usize) -> std::io
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         if mark & LAST_FRAGMENT != 0 {
-            return Ok(Some(record));
+            return Ok(record);
         }
     }
     Err(std::io::Error::other(format!("a record of more than {FRAGMENTS_MAX} fragments")))
@@ -242,7 +262,7 @@ fn outcome(xid: u32, outcome: Outcome) -> Option<Vec<u8>> {
 }
 
 /// A connection that leads nowhere, for tests.
-pub fn detached(peer: IpAddr) -> (Arc<Connection>, mpsc::Receiver<Vec<u8>>) {
+pub fn detached(peer: IpAddr) -> (Arc<Connection>, mpsc::Receiver<Outgoing>) {
     let (outgoing, replies) = mpsc::channel(OUTGOING_MAX);
     let connection = Connection {
         peer,

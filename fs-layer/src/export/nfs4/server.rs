@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::connection;
@@ -36,6 +36,8 @@ pub struct Shared {
     pub start: Start,
     /// Names the filesystem for ever.
     pub fs_id: [u8; 16],
+    /// How many more requests can be under way.
+    pub running: Arc<Semaphore>,
     /// What was answered to requests of version 3.
     pub replies: Replies,
     /// Who wants to know when a lock is free.
@@ -70,6 +72,7 @@ impl Shared {
             handles,
             start,
             fs_id,
+            running: Arc::new(Semaphore::new(connection::RUNNING_ALL_MAX)),
             replies: Replies::default(),
             waiting: Arc::default(),
             recovered: AtomicBool::new(false),

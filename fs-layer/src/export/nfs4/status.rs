@@ -35,7 +35,7 @@ errors! {
     BadSession = 10052, BadSlot = 10053, CompleteAlready = 10054, ConnNotBoundToSession = 10055,
     BackChanBusy = 10057, SeqMisordered = 10063, SequencePos = 10064, ReqTooBig = 10065, RepTooBig = 10066,
     RepTooBigToCache = 10067, RetryUncachedRep = 10068, TooManyOps = 10070, OpNotInSession = 10071,
-    ClientIdBusy = 10074, SeqFalseRetry = 10076, EncrAlgUnsupp = 10079, NotOnlyOp = 10081, WrongCred = 10082,
+    ClientIdBusy = 10074, BadHighSlot = 10077, SeqFalseRetry = 10076, EncrAlgUnsupp = 10079, NotOnlyOp = 10081, WrongCred = 10082,
     WrongType = 10083, UnionNotSupp = 10090, OffloadDenied = 10091, OffloadNoReqs = 10094, NoXattr = 10095,
     Xattr2Big = 10096,
 }

@@ -170,12 +170,12 @@ impl Tree {
     }
 
     fn take(&mut self, dir: Ino, name: &[u8]) {
-        if let Some(node) = self.nodes.get_mut(&dir) {
-            if let Some(cookie) = node.names.remove(name) {
-                node.entries.remove(&cookie);
-                node.attributes.size -= 1;
-                node.touch(true);
-            }
+        if let Some(node) = self.nodes.get_mut(&dir)
+            && let Some(cookie) = node.names.remove(name)
+        {
+            node.entries.remove(&cookie);
+            node.attributes.size -= 1;
+            node.touch(true);
         }
     }
 
@@ -624,7 +624,7 @@ impl Tree {
         let size = source.contents.size;
         let len = if len == 0 { size.saturating_sub(from.1) } else { len };
         let end = from.1.checked_add(len).filter(|end| *end <= size).ok_or(VfsError::Invalid)?;
-        if from.1 % 4096 != 0 || to.1 % 4096 != 0 || (len % 4096 != 0 && end != size) {
+        if !from.1.is_multiple_of(4096) || !to.1.is_multiple_of(4096) || (len % 4096 != 0 && end != size) {
             return Err(VfsError::Invalid);
         }
         if from.0 == to.0 && from.1 < to.1.saturating_add(len) && to.1 < from.1.saturating_add(len) {

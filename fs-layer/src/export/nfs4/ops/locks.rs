@@ -72,15 +72,13 @@ pub fn lock(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<
         }
         Locked::No(_) if reclaim => Err(Nfs4Error::ReclaimConflict),
         Locked::No(conflict) => {
-            if waits {
-                if let Some(place) = &c.place {
-                    let handle = c.shared.handles.make(ino);
-                    c.shared.waiting.add(
-                        &*c.shared.vfs,
-                        ino,
-                        Waiter { session: Arc::downgrade(&place.session), handle, client, owner: name },
-                    );
-                }
+            if waits && let Some(place) = &c.place {
+                let handle = c.shared.handles.make(ino);
+                c.shared.waiting.add(
+                    &*c.shared.vfs,
+                    ino,
+                    Waiter { session: Arc::downgrade(&place.session), handle, client, owner: name },
+                );
             }
             write_conflict(w, &conflict);
             c.error_body = true;

@@ -42,7 +42,8 @@ pub fn exchange_id(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> 
     for _ in 0..r.count(1)? {
         r.opaque(OWNER_MAX)?;
         r.opaque(OWNER_MAX)?;
-        (r.i64()?, r.u32()?);
+        r.i64()?;
+        r.u32()?;
     }
     if flags & !FLAGS_KNOWN != 0 || owner.is_empty() {
         return Err(Nfs4Error::Inval);
@@ -240,7 +241,7 @@ pub fn sequence(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Sta
     let session = c.shared.table().session(&id).ok_or(Nfs4Error::BadSession)?;
     let slots = session.fore.requests_max;
     if highest >= slots {
-        return Err(Nfs4Error::BadSlot);
+        return Err(Nfs4Error::BadHighSlot);
     }
     let begun = session.begin(slot, sequence, &c.fingerprint())?;
     let status = if session.back.lost() { STATUS_NO_BACK_CHANNEL } else { 0 };

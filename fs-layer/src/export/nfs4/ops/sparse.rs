@@ -114,9 +114,11 @@ pub fn copy(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<
 
 /// Shares whole blocks, if the range is made of such.
 fn share(c: &Compound<'_>, from: (Ino, u64), to: (Ino, u64), count: u64, size: u64) -> Status<Option<u64>> {
-    let whole = from.1 % BLOCK == 0 && to.1 % BLOCK == 0 && (count % BLOCK == 0 || from.1 + count == size);
+    let whole = from.1.is_multiple_of(BLOCK)
+        && to.1.is_multiple_of(BLOCK)
+        && (count.is_multiple_of(BLOCK) || from.1 + count == size);
     // An end within a block would cut what the target has behind it.
-    let behind = count % BLOCK != 0 && c.shared.vfs.getattr(to.0)?.size > to.1 + count;
+    let behind = !count.is_multiple_of(BLOCK) && c.shared.vfs.getattr(to.0)?.size > to.1 + count;
     if count == 0 || !whole || behind {
         return Ok(None);
     }

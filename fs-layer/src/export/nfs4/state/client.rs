@@ -38,6 +38,8 @@ pub struct Client {
     pub locks: HashMap<(u64, Ino), Other>,
     lock_owners: HashMap<Vec<u8>, u64>,
     lock_owner_names: HashMap<u64, Vec<u8>>,
+    /// On how many files an owner has locks.
+    lock_files: HashMap<u64, usize>,
     next_lock_owner: u64,
 }
 
@@ -60,6 +62,7 @@ impl Client {
             locks: HashMap::new(),
             lock_owners: HashMap::new(),
             lock_owner_names: HashMap::new(),
+            lock_files: HashMap::new(),
             next_lock_owner: 1,
         }
     }
@@ -91,10 +94,26 @@ impl Client {
         self.lock_owner_names.get(&number).map(Vec::as_slice)
     }
 
+    /// Notes an owner's locks on a file.
+    pub fn add_lock(&mut self, owner: u64, ino: Ino, other: Other) {
+        if self.locks.insert((owner, ino), other).is_none() {
+            *self.lock_files.entry(owner).or_default() += 1;
+        }
+    }
+
+    /// Forgets an owner's locks on a file, and the owner if there are none on others.
+    pub fn remove_lock(&mut self, owner: u64, ino: Ino) {
+        if self.locks.remove(&(owner, ino)).is_some() {
+            *self.lock_files.entry(owner).or_default() -= 1;
+        }
+        self.forget_idle_owner(owner);
+    }
+
     /// Forgets a lock owner that has no locks on any file.
-    pub fn forget_lock_owner(&mut self, number: u64) {
-        if self.locks.keys().all(|(owner, _)| *owner != number) {
-            if let Some(name) = self.lock_owner_names.remove(&number) {
+    pub fn forget_idle_owner(&mut self, owner: u64) {
+        if self.lock_files.get(&owner).is_none_or(|files| *files == 0) {
+            self.lock_files.remove(&owner);
+            if let Some(name) = self.lock_owner_names.remove(&owner) {
                 self.lock_owners.remove(&name);
             }
         }

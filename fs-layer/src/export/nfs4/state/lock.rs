@@ -124,9 +124,10 @@ impl Table {
         if opened.access & needed == 0 {
             return Err(Nfs4Error::OpenMode);
         }
+        let count = self.locks.len();
         let record = self.client(client).ok_or(Nfs4Error::BadSession)?;
         let known = owner.and_then(|owner| record.locks.get(&(owner, ino)).copied());
-        if known.is_none() && record.locks.len() >= STATES_MAX {
+        if known.is_none() && count >= STATES_MAX {
             return Err(Nfs4Error::Resource);
         }
         let owner = owner.unwrap_or_else(|| record.lock_owner(name));
@@ -152,7 +153,7 @@ impl Table {
                 let lock = Lock { client, owner, ino, open, seqid: 0, ranges: Ranges::default() };
                 self.locks.insert(other, lock);
                 if let Some(record) = self.client(client) {
-                    record.locks.insert((owner, ino), other);
+                    record.add_lock(owner, ino, other);
                 }
                 other
             }
@@ -230,20 +231,19 @@ impl Table {
     /// Gives up an owner's locks on a file, and their state.
     pub(super) fn forget_lock(&mut self, other: Other) {
         let Some(lock) = self.locks.remove(&other) else { return };
-        if !lock.ranges.is_empty() {
-            if let Err(e) = self.vfs.unlock_all(lock.ino, Table::vfs_owner(lock.client, lock.owner)) {
-                tracing::warn!("locks of file {} are not given up: {e}", lock.ino.0);
-            }
+        if !lock.ranges.is_empty()
+            && let Err(e) = self.vfs.unlock_all(lock.ino, Table::vfs_owner(lock.client, lock.owner))
+        {
+            tracing::warn!("locks of file {} are not given up: {e}", lock.ino.0);
         }
         if let Some(record) = self.client(lock.client) {
-            record.locks.remove(&(lock.owner, lock.ino));
-            record.forget_lock_owner(lock.owner);
+            record.remove_lock(lock.owner, lock.ino);
         }
     }
 
     fn forget_idle_owner(&mut self, client: u64, owner: u64) {
         if let Some(record) = self.client(client) {
-            record.forget_lock_owner(owner);
+            record.forget_idle_owner(owner);
         }
     }
 

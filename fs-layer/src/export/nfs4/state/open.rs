@@ -74,10 +74,11 @@ impl Table {
             }
             None => {
                 let other = self.new_other();
-                let record = self.client(client).ok_or(Nfs4Error::BadSession)?;
-                if record.opens.len() >= STATES_MAX {
+                if self.opens.len() >= STATES_MAX {
+                    released.go(&*self.vfs);
                     return Err(Nfs4Error::Resource);
                 }
+                let record = self.client(client).ok_or(Nfs4Error::BadSession)?;
                 record.opens.insert((owner.to_vec(), ino), other);
                 self.opens.insert(other, Open { client, owner: owner.to_vec(), ino, seqid: 0, access: 0, deny: 0 });
                 self.files.entry(ino).or_default().push(other);

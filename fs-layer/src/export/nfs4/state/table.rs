@@ -18,9 +18,11 @@ use crate::vfs::{Ino, LockOwner, Vfs};
 /// Most client records at a time.
 const CLIENTS_MAX: usize = 16_384;
 /// Most sessions of a client.
-pub const SESSIONS_MAX: usize = 64;
-/// Most opens and locks of a client.
-pub const STATES_MAX: usize = 1 << 20;
+const CLIENT_SESSIONS_MAX: usize = 32;
+/// Most sessions of all clients: each keeps up to half a MiB of replies.
+const SESSIONS_MAX: usize = 4096;
+/// Most opens, and most locks, of all clients.
+pub(super) const STATES_MAX: usize = 4 << 20;
 
 /// Files that are held no more, to be released when no lock on the tables is held.
 #[derive(Debug, Default)]
@@ -281,7 +283,7 @@ impl Table {
     /// `Resource` if the client has too many.
     pub fn add_session(&mut self, client: u64, make: impl FnOnce(SessionId) -> Session) -> Status<Arc<Session>> {
         let record = self.clients.get_mut(&client).ok_or(Nfs4Error::StaleClientId)?;
-        if record.sessions.len() >= SESSIONS_MAX {
+        if record.sessions.len() >= CLIENT_SESSIONS_MAX || self.sessions.len() >= SESSIONS_MAX {
             return Err(Nfs4Error::Resource);
         }
         let mut id = [0; 16];

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fs_layer::export::nfs4::bitmap::Bitmap;
-use fs_layer::export::nfs4::connection::{self, Connection};
+use fs_layer::export::nfs4::connection::{self, Connection, Outgoing};
 use fs_layer::export::nfs4::ops::op;
 use fs_layer::export::nfs4::rpc::{self, Caller};
 use fs_layer::export::nfs4::state::session::SessionId;
@@ -290,7 +290,8 @@ impl Reply {
         self.take(|r| {
             let stateid = Stateid::read(r)?;
             r.u32()?;
-            (r.u64()?, r.u64()?);
+            r.u64()?;
+            r.u64()?;
             let flags = r.u32()?;
             Bitmap::read(r)?;
             assert_eq!(r.u32()?, 0, "a delegation");
@@ -313,7 +314,7 @@ impl Reply {
 pub struct Client {
     pub shared: Arc<Shared>,
     pub connection: Arc<Connection>,
-    pub calls: mpsc::Receiver<Vec<u8>>,
+    pub calls: mpsc::Receiver<Outgoing>,
     pub caller: Caller,
     pub name: Vec<u8>,
     pub verifier: u64,

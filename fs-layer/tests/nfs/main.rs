@@ -1,0 +1,10 @@
+//! The server of NFSv4.1, 4.2 and 3, held to its specifications by a client that says what a test wants said.
+
+mod attributes;
+mod client;
+mod hostile;
+mod names;
+mod over_tcp;
+mod sessions;
+mod state;
+mod version_3;
