@@ -18,7 +18,7 @@ use crate::vfs::Vfs;
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct NfsSettings {
-    /// Address for NFS 4.1 and 4.2
+    /// Address for NFS 3, 4.1 and 4.2
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:2049", help_heading = "Exports")]
     pub nfs: SocketAddr,
 
@@ -96,7 +96,7 @@ impl Nfs {
 
     /// Protocols and where they listen.
     pub(super) fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
-        vec![("NFS 4.1 and 4.2", self.server.address())]
+        vec![("NFS 3, 4.1 and 4.2", self.server.address())]
     }
 
     /// Ends all connections.

@@ -1,6 +1,7 @@
 //! From flags to a disk, and from a disk to a tree.
 
 use std::fs::{File, OpenOptions as FileOptions, TryLockError};
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
@@ -34,7 +35,7 @@ pub(super) struct OpenedDisk {
     pub description: String,
     engine: Option<crate::disk::engine::Engine>,
     /// Held to the end, so that the next fsd waits for us.
-    locks: Vec<Exclusive>,
+    lock: File,
 }
 
 impl OpenedDisk {
@@ -42,7 +43,7 @@ impl OpenedDisk {
     pub(super) fn close(self) -> anyhow::Result<()> {
         drop(self.disk);
         let stopped = self.engine.map_or(Ok(()), crate::disk::engine::Engine::stop);
-        drop(self.locks);
+        drop(self.lock);
         stopped
     }
 }
@@ -123,13 +124,10 @@ pub(super) fn disk(place: &Place, access: Access) -> anyhow::Result<OpenedDisk> 
     std::fs::create_dir_all(&place.data)
         .with_context(|| format!("cannot make the data directory {}", place.data.display()))?;
     // Two at once on one disk would destroy it. This cannot see another machine, which the server of the disk has to keep out.
-    let mut locks = vec![Exclusive::take(&place.data.join("fsd.lock"), true)?];
+    let lock_path = place.data.join("fsd.lock");
+    let lock = wait_for(&lock_path, || exclusive(&lock_path))?;
     let (disk, description, engine): (Arc<dyn Disk>, String, _) = match place_found {
-        Where::File(path) => {
-            let disk = file(&path, access)?;
-            locks.push(Exclusive::take(&path, false)?);
-            (Arc::new(disk), path.display().to_string(), None)
-        }
+        Where::File(path) => (Arc::new(file(&path, access)?), path.display().to_string(), None),
         Where::Nbd(url) => {
             let options = NbdOptions { connections: place.nbd_connections.into(), ..NbdOptions::default() };
             (Arc::new(NbdDisk::connect(&url, options)?), url.to_string(), None)
@@ -146,7 +144,7 @@ pub(super) fn disk(place: &Place, access: Access) -> anyhow::Result<OpenedDisk> 
             (Arc::new(disk), format!("volume {} in {store}", place.volume), Some(engine))
         }
     };
-    Ok(OpenedDisk { disk: Arc::new(CountedDisk::new(disk)), description, engine, locks })
+    Ok(OpenedDisk { disk: Arc::new(CountedDisk::new(disk)), description, engine, lock })
 }
 
 fn file(path: &Path, access: Access) -> anyhow::Result<FileDisk> {
@@ -154,13 +152,10 @@ fn file(path: &Path, access: Access) -> anyhow::Result<FileDisk> {
         Access::Make(Some(size)) => {
             FileDisk::create(path, size.0).with_context(|| format!("cannot make {}", path.display()))
         }
-        access if !path.exists() => {
-            let _ = access;
+        _ if !path.exists() => {
             bail!("{} is not there; fsd mkfs --disk {} makes it", path.display(), path.display())
         }
-        access => {
-            FileDisk::open(path, access == Access::Read).with_context(|| format!("cannot open {}", path.display()))
-        }
+        access => wait_for(path, || FileDisk::open(path, access == Access::Read)),
     }
 }
 
@@ -169,32 +164,33 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often that is looked for.
 const LOOK_PERIOD: Duration = Duration::from_millis(50);
 
-/// A file that nobody else has as long as this exists.
-struct Exclusive {
-    _file: File,
+/// Tries again while another fsd has `what`, which may be about to end.
+fn wait_for<T>(what: &Path, mut attempt: impl FnMut() -> io::Result<T>) -> anyhow::Result<T> {
+    let start = Instant::now();
+    let mut said = false;
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && start.elapsed() < PATIENCE => {
+                if !said {
+                    tracing::warn!("another fsd has {}; waiting for it to end", what.display());
+                    said = true;
+                }
+                std::thread::sleep(LOOK_PERIOD);
+            }
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                bail!("another fsd has {}; stop it first, or choose another with --data", what.display())
+            }
+            result => return result.with_context(|| format!("cannot open {}", what.display())),
+        }
+    }
 }
 
-impl Exclusive {
-    fn take(path: &Path, make: bool) -> anyhow::Result<Exclusive> {
-        let what = || format!("cannot lock {}", path.display());
-        let file =
-            FileOptions::new().read(true).write(make).create(make).truncate(false).open(path).with_context(what)?;
-        let start = Instant::now();
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Exclusive { _file: file }),
-                Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => {
-                    if start.elapsed() < LOOK_PERIOD {
-                        tracing::warn!("another fsd has {}; waiting for it to end", path.display());
-                    }
-                    std::thread::sleep(LOOK_PERIOD);
-                }
-                Err(TryLockError::WouldBlock) => bail!(
-                    "another fsd has {}; stop it first, or choose another data directory with --data",
-                    path.display()
-                ),
-                Err(TryLockError::Error(error)) => return Err(error).with_context(what),
-            }
-        }
+/// A file that nobody else has as long as this exists.
+fn exclusive(path: &Path) -> io::Result<File> {
+    let file = FileOptions::new().write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::ResourceBusy.into()),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }

@@ -86,6 +86,9 @@ pub(super) fn run(args: ServeArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         return print(&toml::to_string(&settings)?);
     }
     settings.place.make_absolute().context("cannot tell the working directory; give whole paths")?;
+    if let Some(directory) = &mut settings.mount {
+        *directory = std::path::absolute(&*directory).context("cannot tell the working directory; give whole paths")?;
+    }
     let signals = Signals::catch();
     let background = if args.daemon { Some(Background::split().context("cannot go to the background")?) } else { None };
     settings.log_level.start();

@@ -118,10 +118,9 @@ impl Model {
         }
         if let Some(target) = target
             && how != Rename::Exchange
+            && (self.is_dir(source) != self.is_dir(target) || !self.node(target)?.entries.is_empty())
         {
-            if self.is_dir(source) != self.is_dir(target) || !self.node(target)?.entries.is_empty() {
-                return None;
-            }
+            return None;
         }
         let is_dir = |model: &Model, ino: u64| u32::from(model.is_dir(ino));
         let moved = is_dir(self, source);

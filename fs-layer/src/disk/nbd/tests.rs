@@ -23,7 +23,13 @@ struct TestServer {
     store: Arc<Mutex<Store>>,
     requests: Arc<AtomicU64>,
     flags: u16,
-    running: Option<(Arc<AtomicBool>, Arc<Mutex<Vec<TcpStream>>>, JoinHandle<()>)>,
+    running: Option<Running>,
+}
+
+struct Running {
+    stop: Arc<AtomicBool>,
+    clients: Arc<Mutex<Vec<TcpStream>>>,
+    accept: JoinHandle<()>,
 }
 
 impl TestServer {
@@ -52,12 +58,12 @@ impl TestServer {
                 thread::spawn(move || serve(stream, &store, &requests, flags));
             }
         });
-        self.running = Some((stop, clients, accept));
+        self.running = Some(Running { stop, clients, accept });
     }
 
     /// Goes away; with a power cut, what was not flushed is gone too.
     fn stop(&mut self, power_cut: bool) {
-        let Some((stop, clients, accept)) = self.running.take() else { return };
+        let Some(Running { stop, clients, accept }) = self.running.take() else { return };
         stop.store(true, SeqCst);
         drop(TcpStream::connect(("127.0.0.2", self.port)));
         accept.join().unwrap();

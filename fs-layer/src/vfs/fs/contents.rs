@@ -87,11 +87,9 @@ impl Filesystem {
     fn load_blocks(&self, inode: &Inode, block: u64, count: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; count as usize * PAGE_BYTES];
         match inode.content_kind() {
-            Some(Content::Inline) => {
-                if block == 0 {
-                    let inline = inode.inline();
-                    bytes[..inline.len()].copy_from_slice(inline);
-                }
+            Some(Content::Inline) if block == 0 => {
+                let inline = inode.inline();
+                bytes[..inline.len()].copy_from_slice(inline);
             }
             Some(Content::Extents) => {
                 let mut runs = Vec::new();
@@ -272,11 +270,11 @@ impl Filesystem {
             }
             Ok(())
         };
-        if offset / BLOCK == (end - 1) / BLOCK && (offset % BLOCK != 0 || last <= offset / BLOCK) {
+        if offset / BLOCK == (end - 1) / BLOCK && (!offset.is_multiple_of(BLOCK) || last <= offset / BLOCK) {
             part(offset / BLOCK, offset % BLOCK, (end - 1) % BLOCK + 1)?;
             return Ok(());
         }
-        if offset % BLOCK != 0 {
+        if !offset.is_multiple_of(BLOCK) {
             part(offset / BLOCK, offset % BLOCK, BLOCK)?;
         }
         if last < blocks(end) {
@@ -424,7 +422,7 @@ impl Filesystem {
     }
 
     pub(super) fn do_clone(&self, who: &Credentials, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64> {
-        if from.1 % BLOCK != 0 || to.1 % BLOCK != 0 {
+        if !from.1.is_multiple_of(BLOCK) || !to.1.is_multiple_of(BLOCK) {
             return Err(VfsError::Invalid);
         }
         let size = {
@@ -434,7 +432,7 @@ impl Filesystem {
         let len = if len == 0 { size.saturating_sub(from.1) } else { len };
         let end = from.1.checked_add(len).ok_or(VfsError::Invalid)?;
         let target_end = to.1.checked_add(len).ok_or(VfsError::Invalid)?;
-        if end > size || len % BLOCK != 0 && end != size {
+        if end > size || !len.is_multiple_of(BLOCK) && end != size {
             return Err(VfsError::Invalid);
         }
         if from.0 == to.0 && from.1 < target_end && to.1 < end {
