@@ -274,4 +274,25 @@ mod tests {
             assert!(parse(&damaged[..len], 5).is_none());
         }
     }
+    #[test]
+    fn a_record_stays_as_it_is() {
+        let image = Image { kind: BlockKind::Inode, version: 3, body: Arc::new([5; BODY_BYTES]) };
+        let mut body = [5; BODY_BYTES];
+        body[800..820].fill(9);
+        let changed = Image { kind: BlockKind::Inode, version: 4, body: Arc::new(body) };
+        let mut writer = Writer::new();
+        writer.full(1000, &image);
+        writer.changed(1000, &changed, &image);
+        writer.freed(5000, 64);
+        let record = writer.finish(0x1234_5678_9abc_def0, 2, 17, 99);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/record-v1.bin");
+        if !std::path::Path::new(path).exists() && std::env::var_os("FS_WRITE_GOLDEN").is_some() {
+            std::fs::write(path, &record).expect("the golden file can be written");
+        }
+        let golden = std::fs::read(path).expect("the golden file is there");
+        assert!(golden == record, "a record is not written as it was");
+        let (sequence, len) = length(&golden, 2, 99).expect("its place");
+        let items = parse(&golden[..len], 0x1234_5678_9abc_def0).expect("it is sound");
+        assert_eq!((sequence, items.len()), (17, 3));
+    }
 }

@@ -111,6 +111,9 @@ impl Filesystem {
             Some(Content::Inline) => {
                 if end != 0 && self.pages.is_dirty(inode.ino, size / BLOCK) {
                     self.zero_page_from(inode, size / BLOCK, end)?;
+                } else {
+                    // What was read from the inode while the file was longer.
+                    self.pages.forget(inode.ino, size / BLOCK, keep);
                 }
                 let len = usize::from(inode.content_len.get()).min(size as usize);
                 let body = inode.edit();
