@@ -170,6 +170,33 @@ fn held_files_live_on_without_names_and_orphans_go_at_the_next_opening() {
 }
 
 #[test]
+fn held_files_without_names_can_be_held_again_until_recovery_ends() {
+    let disk = disk();
+    let fs = open(&disk);
+    let (x, y) = (file(&fs, ROOT, "x"), file(&fs, ROOT, "y"));
+    for ino in [x, y] {
+        fs.write(&root(), ino, WriteAt::Offset(0), &[5; 50_000]).expect("write");
+        fs.hold(ino).expect("hold");
+    }
+    fs.unlink(&root(), ROOT, b"x").expect("unlink");
+    fs.unlink(&root(), ROOT, b"y").expect("unlink");
+    fs.sync().expect("sync");
+    fs.close().expect("close");
+    let options = OpenOptions { recovers_holds: true, commit_every: None, ..OpenOptions::default() };
+    let fs = Filesystem::open(disk.clone(), &options).expect("open");
+    fs.hold(x).expect("it may be asked for");
+    fs.end_recovery();
+    fs.end_recovery();
+    assert_eq!(fs.read(x, 0, 10).expect("held").data, vec![5; 10]);
+    assert_eq!(errno(fs.getattr(y)), libc::ESTALE);
+    assert_eq!(errno(fs.hold(y)), libc::ESTALE);
+    fs.release(x);
+    assert_eq!(errno(fs.getattr(x)), libc::ESTALE);
+    assert_eq!(fs.status().counts.blocks, 0);
+    fs.close().expect("close");
+}
+
+#[test]
 fn permissions_hold() {
     let disk = disk();
     let fs = open(&disk);

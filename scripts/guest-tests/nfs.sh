@@ -1,45 +1,36 @@
 #!/usr/bin/env bash
-# The kernel's own NFS client against a tree in memory: versions 4.2 and 4.1, and a server that restarts.
+# The kernel's own NFS client against fsd on a bucket in a directory: versions 4.2, 4.1 and 3, and an fsd that is killed.
 . "$(dirname "$0")/lib.sh"
+# shellcheck disable=SC2046
 
-server=$bin/examples/memory_nfs
-[ -x "$server" ] || die "$server is missing; run cargo build --release -p fs-layer --example memory_nfs"
+[ -x "$bin/fsd" ] || die "$bin/fsd is missing; run cargo build --release --workspace"
+# A function, so that whoever carries out what the guest asks for knows it too.
+engine() { echo --engine log-size=256MiB --engine log-segment=16MiB --engine block-cache=64MiB --engine destage-age=1s; }
 
-# The server reads lines from here: each is a restart, the end of them all is its end.
-mkfifo "$work/commands"
-exec 9<>"$work/commands"
-ready() { grep -c '^ready' "$work/server.out" || true; }
-wait_ready() {
+start_fsd() {
     local tries=0
-    until [ "$(ready)" -gt "$1" ]; do
+    : >"$work/daemon.ready"
+    "$bin/fsd" serve --data "$work/fsd" $(engine) --nfs "127.0.0.1:$(cat "$work/port")" --no-root-squash --lease 15 \
+        >"$work/daemon.ready" 2>>"$work/daemon.log" </dev/null 9<&- &
+    echo $! >"$work/daemon.pid"
+    disown
+    until [ -s "$work/daemon.ready" ]; do
+        kill -0 "$(cat "$work/daemon.pid")" 2>/dev/null || die "fsd does not start"
         tries=$((tries + 1))
-        [ $tries -lt 600 ] || die "the server does not get ready"
+        [ $tries -lt 1200 ] || die "fsd does not get ready"
         sleep 0.05
     done
 }
 host_restart() {
-    local before
-    before=$(ready)
-    echo restart >"$work/commands"
-    wait_ready "$before"
+    kill_daemon KILL
+    start_fsd
 }
-stop_server() { kill "$server_pid" 2>/dev/null; }
 
-: >"$work/server.out"
-RUST_LOG=${RUST_LOG:-info} "$server" 127.0.0.1:0 "$work/state" 15 <"$work/commands" >"$work/server.out" 2>"$work/server.log" 9<&- &
-server_pid=$!
-cleanups+=(stop_server)
-wait_ready 0
-sed -n 's/^ready .*://p' "$work/server.out" >"$work/port"
-
-# No blockd is needed.
-mkdir -p "$work/share"
-: >"$work/share/blockd"
-cp "$here/guest-lib.sh" "$work/share/"
+free_port >"$work/port"
+"$bin/fsd" mkfs --data "$work/fsd" $(engine) >/dev/null
+start_fsd
 code=0
 guest --timeout "${TIMEOUT:-600}" --env NFS_PORT="$(cat "$work/port")" || code=$?
-if [ $code != 0 ]; then
-    echo "--- what the server said at last:" >&2
-    tail -n 20 "$work/server.log" >&2
-fi
+kill_daemon TERM
+[ $code != 0 ] || "$bin/fsd" check --data "$work/fsd" $(engine) || code=$?
 exit $code

@@ -110,6 +110,8 @@ pub(super) fn tree(place: &Place, access: Access, settings: &TreeSettings) -> an
         metadata_bytes: usize::try_from(settings.block_cache.0).unwrap_or(usize::MAX),
         page_bytes: usize::try_from(settings.page_cache.0).unwrap_or(usize::MAX),
         access_times: !settings.no_access_times,
+        // Clients of NFS that ask for their open files after a restart; FUSE ends this at once.
+        recovers_holds: true,
         ..OpenOptions::default()
     };
     let filesystem = Filesystem::open(disk.disk.clone(), &options)

@@ -85,6 +85,13 @@ impl Vfs for Filesystem {
         self.do_hold(ino)
     }
 
+    fn end_recovery(&self) {
+        if let Err(e) = self.do_end_recovery() {
+            // They stay in the orphan directory, for the next opening.
+            tracing::error!("files without names could not be freed: {e}");
+        }
+    }
+
     fn release(&self, ino: Ino) {
         if let Err(e) = self.do_release(ino) {
             // It stays in the orphan directory, from which the next opening frees it.

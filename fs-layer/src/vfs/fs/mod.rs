@@ -50,6 +50,9 @@ pub struct OpenOptions {
     pub commit_every: Option<Duration>,
     /// Whether reads update access times, as relatime does.
     pub access_times: bool,
+    /// Whether files without names that were held when the last run ended wait for [`Vfs::end_recovery`](crate::vfs::Vfs::end_recovery),
+    /// and can be held again until then. Otherwise they are freed at once.
+    pub recovers_holds: bool,
 }
 
 impl Default for OpenOptions {
@@ -60,6 +63,7 @@ impl Default for OpenOptions {
             page_bytes: 512 << 20,
             commit_every: Some(Duration::from_secs(5)),
             access_times: true,
+            recovers_holds: false,
         }
     }
 }
@@ -92,6 +96,8 @@ pub struct Filesystem {
     background: Mutex<Option<JoinHandle<()>>>,
     stop: Arc<(Mutex<bool>, Condvar)>,
     closed: AtomicBool,
+    /// Files without names that nobody holds may still be asked for.
+    recovering: AtomicBool,
 }
 
 impl Filesystem {
@@ -124,9 +130,10 @@ impl Filesystem {
             background: Mutex::new(None),
             stop: Arc::default(),
             closed: AtomicBool::new(false),
+            recovering: AtomicBool::new(options.recovers_holds && !options.read_only),
         });
         if !options.read_only {
-            filesystem.reap_orphans()?;
+            filesystem.reap_orphans(!options.recovers_holds)?;
             if let Some(every) = options.commit_every {
                 filesystem.clone().start_background(every);
             }

@@ -1,6 +1,7 @@
 //! Files without names: freed at once, or listed in the orphan directory of this host until nobody holds them.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
 
 use super::{Filesystem, SLOT, lock};
 use crate::blocks::WriteBlocks;
@@ -144,8 +145,8 @@ impl Filesystem {
         }
     }
 
-    /// Frees all orphans that were left when the filesystem was last open.
-    pub(super) fn reap_orphans(&self) -> Result<()> {
+    /// Frees what was left to be freed when the filesystem was last open; files without names that nobody holds only if `nameless`.
+    pub(super) fn reap_orphans(&self, nameless: bool) -> Result<()> {
         let mut found = Vec::new();
         {
             let _guard = self.shared(ORPHANS)?;
@@ -156,7 +157,7 @@ impl Filesystem {
             })?;
         }
         for ino in found {
-            if let Err(e) = self.reap(ino) {
+            if let Err(e) = self.reap_left(ino, nameless) {
                 // The space is lost until it is repaired; the rest goes on.
                 tracing::error!(ino = ino.0, "an orphan could not be freed: {e}");
             }
@@ -164,12 +165,29 @@ impl Filesystem {
         Ok(())
     }
 
+    fn reap_left(&self, ino: Ino, nameless: bool) -> Result<()> {
+        if !nameless {
+            let _guard = self.shared(ino)?;
+            if Inode::load(&self.journal, ino)?.links.get() == 0 {
+                return Ok(());
+            }
+        }
+        self.reap(ino)
+    }
+
+    /// From now on what nobody holds is freed. In this order, so that a hold either comes before, and keeps its file, or is refused: both happen
+    /// under the file's lock.
+    pub(super) fn do_end_recovery(&self) -> Result<()> {
+        if self.recovering.swap(false, Ordering::SeqCst) { self.reap_orphans(true) } else { Ok(()) }
+    }
+
     pub(super) fn do_hold(&self, ino: Ino) -> Result<()> {
         let _guard = self.shared(ino)?;
         let inode = self.load(ino)?;
         let mut held = lock(&self.held);
         let count = held.entry(ino).or_insert(0);
-        if inode.links.get() == 0 && *count == 0 {
+        let recovering = self.recovering.load(Ordering::SeqCst) && inode.has(flags::ORPHAN);
+        if inode.links.get() == 0 && *count == 0 && !recovering {
             held.remove(&ino);
             return Err(VfsError::Stale);
         }
