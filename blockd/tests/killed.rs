@@ -188,7 +188,7 @@ impl World {
     }
 
     fn clone_snapshot(&mut self) {
-        let Some(full) = self.some(self.made % 3 > 0) else { return };
+        let Some(full) = self.some(!self.made.is_multiple_of(3)) else { return };
         let name = self.name("c");
         self.killed(&["volume", "clone", &full, &name]);
         let content = self.contents[&full].clone();

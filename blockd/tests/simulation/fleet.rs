@@ -75,6 +75,9 @@ const LEASE_MS: u64 = 1_000;
 /// No request takes effect later than this after it was answered.
 const LATEST: Duration = Duration::from_millis(200);
 
+/// What a volume holds, block by block.
+type State = Rc<Vec<Value>>;
+
 /// What all hosts of a volume share, and what is known of them from outside.
 struct Shared {
     name: String,
@@ -94,7 +97,7 @@ struct Shared {
     /// States at which the history begins anew, oldest first: by a restore, or because it is a clone's.
     resets: RefCell<Vec<Reset>>,
     /// What restores that were tried were to lead to, by seq and epoch of the snapshot.
-    wanted: RefCell<BTreeMap<(u64, u64), Rc<Vec<Value>>>>,
+    wanted: RefCell<BTreeMap<(u64, u64), State>>,
     /// Clones for which hidden snapshots were made.
     orders: RefCell<Vec<Hold>>,
     /// Who took the lease last.

@@ -19,7 +19,7 @@ pub(super) struct Reset {
     /// The epoch that did it.
     pub epoch: u64,
     /// The state from then on.
-    pub state: Rc<Vec<Value>>,
+    pub state: super::State,
 }
 
 impl Reset {
