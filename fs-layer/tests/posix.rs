@@ -197,6 +197,27 @@ fn held_files_without_names_can_be_held_again_until_recovery_ends() {
 }
 
 #[test]
+fn a_clone_has_the_holes_of_its_source_and_none_of_its_own_data() {
+    let disk = disk();
+    let fs = open(&disk);
+    let (from, to) = (file(&fs, ROOT, "from"), file(&fs, ROOT, "to"));
+    let size = 64 << 20;
+    fs.write(&root(), from, WriteAt::Offset(32 << 20), &[7; 5000]).expect("write");
+    fs.setattr(&root(), from, &SetAttributes { size: Some(size), ..SetAttributes::default() }, true).expect("grow");
+    fs.write(&root(), to, WriteAt::Offset(0), &[9; 200_000]).expect("write");
+    assert_eq!(fs.clone_range(&root(), (from, 0), (to, 0), 0).expect("clone"), size);
+    fs.sync().expect("sync");
+    let cloned = fs.getattr(to).expect("stat");
+    assert_eq!(cloned.size, size);
+    assert!(cloned.stored_bytes <= 16384, "{} bytes are stored", cloned.stored_bytes);
+    for at in (0..size).step_by(1 << 20) {
+        let (wanted, found) = (fs.read(from, at, 1 << 20).expect("read"), fs.read(to, at, 1 << 20).expect("read"));
+        assert!(wanted.data == found.data, "the MiB at {at} differs");
+    }
+    fs.close().expect("close");
+}
+
+#[test]
 fn permissions_hold() {
     let disk = disk();
     let fs = open(&disk);

@@ -106,7 +106,19 @@ pub async fn claim(
     let mut headers = BTreeMap::new();
     let mut applied = applied;
     loop {
-        let state = end_epoch(store, &manifest, &last, (applied, now_ms), keys, &mut headers).await?;
+        let state = match end_epoch(store, &manifest, &last, (applied, now_ms), keys, &mut headers).await {
+            Ok(state) => state,
+            Err(error @ (OpenError::Hole { .. } | OpenError::Missing(_))) => {
+                // Damage, unless the last owner, who does not know yet that it is replaced, has made a checkpoint since that covers
+                // these chunks, and deleted them.
+                let (now, _) = manifest::open(store, name, keys).await.map_err(manifest_error)?;
+                let Some(pointer) = now.checkpoint.filter(|pointer| pointer.seq > applied.seq) else { return Err(error) };
+                applied = Applied { seq: pointer.seq, lsn: pointer.lsn };
+                manifest.checkpoint = Some(pointer);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let mut overtaken = None;
         // Until this is settled the last owner goes on changing the manifest, and what it says there must not be lost.
         let settled = manifest::change(store, name, keys, |manifest| {

@@ -235,6 +235,17 @@ impl InodeBody {
         None
     }
 
+    /// Blocks that the contents take: the inode's own if they are in it, or may be once they are written back. None at all would make
+    /// programs take a file with contents for one hole.
+    fn content_blocks(&self) -> u64 {
+        let in_inode = match self.content_kind() {
+            Some(Content::Inline) => self.size.get() > 0,
+            Some(Content::Directory) => self.stored_blocks.get() == 0,
+            _ => false,
+        };
+        self.stored_blocks.get() + u64::from(in_inode)
+    }
+
     /// As the exports see it. The kind was checked when the block was read.
     pub fn attributes(&self) -> Attributes {
         Attributes {
@@ -245,7 +256,7 @@ impl InodeBody {
             uid: self.uid.get(),
             gid: self.gid.get(),
             size: self.size.get(),
-            stored_bytes: (self.stored_blocks.get() + 1) * crate::disk::BLOCK_BYTES as u64,
+            stored_bytes: self.content_blocks() * crate::disk::BLOCK_BYTES as u64,
             device: (self.major.get(), self.minor.get()),
             accessed: self.accessed.into(),
             modified: self.modified.into(),

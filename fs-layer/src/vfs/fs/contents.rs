@@ -15,8 +15,8 @@ use crate::file::{PAGE_BYTES, Page};
 use crate::inode::Inode;
 use crate::layout::{CONTENT_BYTES, Content};
 use crate::vfs::{
-    Attributes, Credentials, FILE_SIZE_MAX, Fallocate, FileKind, Ino, ReadData, Result, Seek, VfsError, WriteAt,
-    Written,
+    Attributes, Credentials, FILE_SIZE_MAX, Fallocate, FileKind, Ino, ReadData, Result, Seek, SetAttributes, VfsError,
+    WriteAt, Written,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -443,13 +443,36 @@ impl Filesystem {
         }
         let mut done = 0;
         while done < len {
-            let now = (len - done).min(1 << 20) as u32;
-            let read = self.do_read(from.0, from.1 + done, now)?;
-            if read.data.is_empty() {
-                break;
+            let data = match self.do_seek(from.0, from.1 + done, Seek::Data) {
+                Ok(at) => (at - from.1).min(len),
+                Err(VfsError::NoSuchAddress) => len,
+                Err(e) => return Err(e),
+            };
+            if data > done {
+                self.do_fallocate(who, to.0, Fallocate::PunchHole, to.1 + done, data - done)?;
+                done = data;
+                continue;
             }
-            self.do_write(who, to.0, WriteAt::Offset(to.1 + done), &read.data)?;
-            done += read.data.len() as u64;
+            let hole = match self.do_seek(from.0, from.1 + done, Seek::Hole) {
+                Ok(at) => (at - from.1).min(len),
+                Err(VfsError::NoSuchAddress) => break,
+                Err(e) => return Err(e),
+            };
+            while done < hole {
+                let now = (hole - done).min(1 << 20) as u32;
+                let read = self.do_read(from.0, from.1 + done, now)?;
+                if read.data.is_empty() {
+                    // It was cut meanwhile.
+                    return Ok(done);
+                }
+                self.do_write(who, to.0, WriteAt::Offset(to.1 + done), &read.data)?;
+                done += read.data.len() as u64;
+            }
+        }
+        if self.do_getattr(to.0)?.size < to.1 + done {
+            // A hole at the end.
+            let size = SetAttributes { size: Some(to.1 + done), ..SetAttributes::default() };
+            self.do_setattr(who, to.0, &size, true)?;
         }
         Ok(done)
     }
