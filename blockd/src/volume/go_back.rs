@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::catch_up::{CatchUp, Progress, checkpoint_error};
 use super::compact::{Unswept, next_number};
 use super::job::Blocking;
-use super::open::{OpenError, refuse_stranded};
+use super::open::{OpenError, read_log};
 use super::own::{self, Claimant};
 use crate::checkpoint::make::Ask;
 use crate::checkpoint::{Keeper, restore};
@@ -22,7 +22,6 @@ use crate::manifest::{self, Manifest, ManifestError, Restored};
 use crate::store::ObjectStore;
 use crate::table::TableHome;
 use crate::wal::device::LogDevice;
-use crate::wal::scan::scan;
 
 /// What going back takes. The volume must not be open, and its lease held.
 pub struct GoBack<'a> {
@@ -64,11 +63,8 @@ pub async fn go_back(order: GoBack<'_>) -> Result<Manifest, OpenError> {
     let present = catch_up.finish(local, &mut claim).await?.table;
     let (id, end) = (claim.manifest.id, claim.state);
     let (device, lineage) = (order.device.clone(), claim.manifest.clone());
-    let last_lsn = blocking.run(move || {
-        refuse_stranded(device.as_ref(), &lineage, owner)?;
-        Ok::<_, OpenError>(scan(device.as_ref(), id, end.lsn)?.last_lsn)
-    });
-    if last_lsn.await? > end.lsn {
+    let log = blocking.run(move || read_log(device.as_ref(), &lineage, owner, end.lsn));
+    if log.await?.last_lsn > end.lsn {
         return Err(OpenError::Undestaged(name.to_owned()));
     }
     if end.seq == 0 {

@@ -14,7 +14,7 @@ use super::engine::{State, Tuning, Volume, WallClock};
 use super::job::{Backend, Blocking, Closing, Jitter};
 use super::own::{self, Claim};
 use super::stats::VolumeStats;
-use super::stranded::Stranded;
+use super::stranded::{Parting, Stranded};
 use crate::cache::FrameCache;
 use crate::checkpoint::{CheckpointError, Keeper};
 use crate::chunk::{BlockReader, ReadError};
@@ -303,11 +303,7 @@ impl Volume {
         let id = manifest.id;
         let (device, lineage) = (parts.device.clone(), manifest.clone());
         let destaged = state.lsn;
-        let recover = move || {
-            // Before the log is read as a continuation of the bucket's state: it may not be one.
-            refuse_stranded(device.as_ref(), &lineage, owner)?;
-            Ok::<_, OpenError>(scan(device.as_ref(), id, destaged)?)
-        };
+        let recover = move || read_log(device.as_ref(), &lineage, owner, destaged);
         let mut recovered = match parts.blocking {
             Blocking::Inline => recover(),
             Blocking::Threads => tokio::task::spawn_blocking(recover).await.map_err(io::Error::other)?,
@@ -462,8 +458,27 @@ async fn refuse_unheld(store: &dyn ObjectStore, manifest: &Manifest) -> Result<(
     }
 }
 
+/// Reads the log as what goes on from write `destaged`, where the bucket's state ends, if it is that.
+///
+/// # Errors
+/// [`OpenError::Diverged`]: it holds writes that the history went on without.
+pub(super) fn read_log(
+    device: &dyn LogDevice,
+    manifest: &Manifest,
+    owner: [u8; 16],
+    destaged: Lsn,
+) -> Result<Recovered, OpenError> {
+    refuse_stranded(device, manifest, owner)?;
+    Ok(match Parting::find(device, manifest, owner)? {
+        None => scan(device, manifest.id, destaged)?,
+        // What a power cut left of the log may begin behind where the history went on, at a number that the bucket has come to
+        // since. It holds other writes, and never counts.
+        Some(parting) => scan(device, manifest.id, parting.bucket_lsn)?.emptied(destaged),
+    })
+}
+
 /// Refuses to replay writes that the history went on without.
-pub(super) fn refuse_stranded(device: &dyn LogDevice, manifest: &Manifest, owner: [u8; 16]) -> Result<(), OpenError> {
+fn refuse_stranded(device: &dyn LogDevice, manifest: &Manifest, owner: [u8; 16]) -> Result<(), OpenError> {
     let Some(stranded) = Stranded::find(device, manifest, owner)? else { return Ok(()) };
     let (first, last) = stranded.lsns();
     Err(OpenError::Diverged {

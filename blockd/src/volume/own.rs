@@ -112,7 +112,9 @@ pub async fn claim(
                 // Damage, unless the last owner, who does not know yet that it is replaced, has made a checkpoint since that covers
                 // these chunks, and deleted them.
                 let (now, _) = manifest::open(store, name, keys).await.map_err(manifest_error)?;
-                let Some(pointer) = now.checkpoint.filter(|pointer| pointer.seq > applied.seq) else { return Err(error) };
+                let Some(pointer) = now.checkpoint.filter(|pointer| pointer.seq > applied.seq) else {
+                    return Err(error);
+                };
                 applied = Applied { seq: pointer.seq, lsn: pointer.lsn };
                 manifest.checkpoint = Some(pointer);
                 continue;

@@ -22,6 +22,43 @@ pub struct Stranded {
     frames: Vec<RecoveredFrame>,
 }
 
+/// Where the history went on without what a log holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parting {
+    /// Newest epoch of the log.
+    pub epoch: u64,
+    /// Epoch that went on.
+    pub taken_epoch: u64,
+    /// Last LSN that both have.
+    pub bucket_lsn: Lsn,
+}
+
+impl Parting {
+    /// Looks whether somebody went on without the log of `host` on `device`. Nothing in it that the bucket does not have belongs to
+    /// the history then, not even what seems to follow on it: its numbers were given out a second time.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub fn find(device: &dyn LogDevice, manifest: &Manifest, host: [u8; 16]) -> Result<Option<Self>, ScanError> {
+        let epoch = newest_epoch(device, manifest.id)?;
+        if epoch == 0 {
+            return Ok(None);
+        }
+        let settled: Vec<_> = manifest.epochs.iter().filter(|e| e.first_seq > 0).collect();
+        // An own later epoch that left no trace in this log wrote nothing, or it is not of this log: of a copy of the
+        // directory, or of a log that was moved away.
+        let went_on = settled.iter().enumerate().find(|(i, e)| {
+            let wrote = settled.get(i + 1).is_some_and(|next| next.first_lsn > e.first_lsn);
+            e.epoch > epoch && (e.owner != host || wrote)
+        });
+        Ok(went_on.map(|(_, taken)| Self {
+            epoch,
+            taken_epoch: taken.epoch,
+            bucket_lsn: taken.first_lsn.saturating_sub(1),
+        }))
+    }
+}
+
 /// One stranded write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StrandedWrite {
@@ -44,19 +81,12 @@ impl Stranded {
     /// # Errors
     /// The log cannot be read, or is damaged.
     pub fn find(device: &dyn LogDevice, manifest: &Manifest, host: [u8; 16]) -> Result<Option<Self>, ScanError> {
-        let epoch = newest_epoch(device, manifest.id)?;
-        if epoch == 0 {
-            return Ok(None);
+        match Parting::find(device, manifest, host)? {
+            Some(parting) => {
+                Self::beyond(device, manifest.id, (parting.epoch, parting.taken_epoch), parting.bucket_lsn)
+            }
+            None => Ok(None),
         }
-        let settled: Vec<_> = manifest.epochs.iter().filter(|e| e.first_seq > 0).collect();
-        // An own later epoch that left no trace in this log wrote nothing, or it is not of this log: of a copy of the
-        // directory, or of a log that was moved away.
-        let went_on = settled.iter().enumerate().find(|(i, e)| {
-            let wrote = settled.get(i + 1).is_some_and(|next| next.first_lsn > e.first_lsn);
-            e.epoch > epoch && (e.owner != host || wrote)
-        });
-        let Some((_, taken)) = went_on else { return Ok(None) };
-        Self::beyond(device, manifest.id, (epoch, taken.epoch), taken.first_lsn.saturating_sub(1))
     }
 
     /// The writes after `bucket_lsn`, where epoch `epochs.0` ended and another owner went on as `epochs.1`.

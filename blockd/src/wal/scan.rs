@@ -130,6 +130,15 @@ pub struct Recovered {
     pub torn: Option<(u32, u64)>,
 }
 
+impl Recovered {
+    /// The same log with nothing in it that counts, whose next write comes after `last_lsn`.
+    pub fn emptied(mut self, last_lsn: Lsn) -> Self {
+        self.frames.clear();
+        self.free.extend(self.needed.drain(..).map(|needed| needed.segment));
+        Self { last_lsn, ..self }
+    }
+}
+
 struct Segment {
     number: u32,
     header: SegmentHeader,
