@@ -210,7 +210,7 @@ async fn read_one(volume: &mut Volume, lba: u64, expected: u64) -> Result<()> {
                     let Outcome::Data(data) = done.result.map_err(|e| anyhow::anyhow!("the read failed: {e}"))? else {
                         bail!("a read was answered without data");
                     };
-                    out = data.bytes;
+                    out = data.bytes.to_vec();
                     break;
                 }
                 Some(_) => {}

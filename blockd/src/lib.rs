@@ -4,8 +4,9 @@
 //! ([`volume`]), destaged in order as immutable chunks ([`chunk`]) to an object store ([`store`]),
 //! and found again through a translation table ([`table`]). [`export`] serves volumes over the network.
 //!
-//! Without the feature `engine` only what needs no database, object store or configuration is here: the formats, the log,
-//! the reactor and the NBD server, quick to compile for fuzzing.
+//! Without the feature `engine` only what needs no database and no object store is here: the formats, the log, the
+//! reactor and the NBD server, quick to compile for fuzzing. The feature `program` adds what every command line of this
+//! project has: settings and words for people.
 //!
 //! Layers point one way: export → volume → (wal | table | chunk | cache) → store.
 
@@ -27,24 +28,22 @@ pub mod checkpoint;
 pub mod chunk;
 #[cfg(feature = "engine")]
 pub mod cli;
-#[cfg(feature = "engine")]
+#[cfg(feature = "program")]
 pub mod config;
 #[cfg(feature = "engine")]
 pub mod crypt;
 #[cfg(feature = "engine")]
 pub mod daemon;
-#[cfg(feature = "engine")]
-mod explain;
 pub mod export;
 pub mod lease;
 pub mod manifest;
+#[cfg(feature = "program")]
+pub mod program;
 pub mod reactor;
 #[cfg(feature = "engine")]
 pub mod store;
 #[cfg(feature = "engine")]
 pub mod table;
-#[cfg(feature = "engine")]
-mod text;
 pub mod types;
 #[cfg(feature = "engine")]
 pub mod view;

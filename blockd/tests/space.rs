@@ -184,7 +184,7 @@ impl World {
                 self.turn(100).await;
             }
             match self.answers.remove(&token.0) {
-                Some(Outcome::Data(data)) => out = data.bytes,
+                Some(Outcome::Data(data)) => out = data.bytes.to_vec(),
                 other => panic!("{other:?}"),
             }
         }

@@ -145,17 +145,20 @@ fn names_links_and_renames() {
     fs.close().expect("close");
 }
 
+/// A file that is open and has no name any more.
+fn held_without_a_name(fs: &Filesystem, name: &str) -> Ino {
+    let ino = file(fs, ROOT, name);
+    fs.write(&root(), ino, WriteAt::Offset(0), &[5; 50_000]).expect("write");
+    fs.hold(ino).expect("hold");
+    fs.unlink(&root(), ROOT, name.as_bytes()).expect("unlink");
+    ino
+}
+
 #[test]
 fn held_files_live_on_without_names_and_orphans_go_at_the_next_opening() {
     let disk = disk();
     let fs = open(&disk);
-    let (x, y) = (file(&fs, ROOT, "x"), file(&fs, ROOT, "y"));
-    for ino in [x, y] {
-        fs.write(&root(), ino, WriteAt::Offset(0), &[5; 50_000]).expect("write");
-        fs.hold(ino).expect("hold");
-    }
-    fs.unlink(&root(), ROOT, b"x").expect("unlink");
-    fs.unlink(&root(), ROOT, b"y").expect("unlink");
+    let [x, y] = ["x", "y"].map(|name| held_without_a_name(&fs, name));
     assert_eq!(fs.getattr(x).expect("held").links, 0);
     assert_eq!(fs.read(x, 0, 10).expect("held").data, vec![5; 10]);
     fs.sync().expect("sync");
@@ -173,13 +176,7 @@ fn held_files_live_on_without_names_and_orphans_go_at_the_next_opening() {
 fn held_files_without_names_can_be_held_again_until_recovery_ends() {
     let disk = disk();
     let fs = open(&disk);
-    let (x, y) = (file(&fs, ROOT, "x"), file(&fs, ROOT, "y"));
-    for ino in [x, y] {
-        fs.write(&root(), ino, WriteAt::Offset(0), &[5; 50_000]).expect("write");
-        fs.hold(ino).expect("hold");
-    }
-    fs.unlink(&root(), ROOT, b"x").expect("unlink");
-    fs.unlink(&root(), ROOT, b"y").expect("unlink");
+    let [x, y] = ["x", "y"].map(|name| held_without_a_name(&fs, name));
     fs.sync().expect("sync");
     fs.close().expect("close");
     let options = OpenOptions { recovers_holds: true, commit_every: None, ..OpenOptions::default() };

@@ -106,6 +106,23 @@ blockd detach "$device"
 [ "$(host clients)" = 0 ] || { sleep 1; [ "$(host clients)" = 0 ]; } || fail "connections are left"
 say "detached"
 
+# --- a device is not given what is no longer its volume
+device=$(blockd attach swap --server "$SERVER" --timeout 2s)
+told() {
+    local log=/run/blockd/${device#/dev/}.log
+    for _ in $(seq 150); do
+        ! grep "$1" "$log" || return 0
+        sleep 0.2
+    done
+    cat "$log"
+    fail "the keeper does not say: $1"
+}
+host shrink
+told 'the volume has shrunk'
+host swap
+told 'there is another volume of this name now'
+blockd detach swap --force
+
 # --- a daemon on the same machine: its address is known, and its end is none for the device
 scratch=$(grep -l scratch /sys/block/vd*/serial)
 mkfs.ext4 -q "/dev/$(basename "$(dirname "$scratch")")"

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::device::Device;
 use super::kernel::Kernel;
 use super::place::Backend;
-use super::server::{self, Server};
+use super::server::{self, Found, Server};
 
 /// How often the volume's size is asked for, and what cannot be waited for is looked at.
 const ROUND: Duration = Duration::from_secs(5);
@@ -33,9 +33,7 @@ pub struct Keeper {
     device: Device,
     backend: Backend,
     server: Server,
-    /// The identity of the volume the device was made for.
-    id: Option<String>,
-    size: u64,
+    volume: Volume,
     /// How many connections the device is to have.
     wanted: usize,
     /// Connections the kernel has from us.
@@ -66,7 +64,8 @@ impl Keeper {
     ) -> Self {
         let wanted = held.len() + unknown;
         let (pause, gone, complaint) = (PAUSE_MIN, false, String::new());
-        Self { kernel, device, backend, server, id, size, wanted, held, unknown, pause, gone, complaint, say }
+        let volume = Volume { id, size };
+        Self { kernel, device, backend, server, volume, wanted, held, unknown, pause, gone, complaint, say }
     }
 
     /// Looks after the device until it is gone, or until `signals`, a descriptor, can be read.
@@ -168,19 +167,7 @@ impl Keeper {
 
     fn try_connect(&mut self) -> io::Result<bool> {
         let (socket, found) = self.server.connect(&self.backend.volume)?;
-        if found.id != self.id {
-            return Err(io::Error::other(format!(
-                "there is another volume of this name now (it was {}, it is {})",
-                self.id.as_deref().unwrap_or("unnamed"),
-                found.id.as_deref().unwrap_or("unnamed")
-            )));
-        }
-        if found.size < self.size {
-            return Err(io::Error::other(format!(
-                "the volume has shrunk from {} to {} bytes; detach and attach it",
-                self.size, found.size
-            )));
-        }
+        self.volume.accepts(&found).map_err(io::Error::other)?;
         if let Err(error) = self.kernel.offer(self.device.0, &self.backend.text, socket.as_fd()) {
             self.gone = error.raw_os_error() == Some(libc::EINVAL);
             return Err(error);
@@ -204,16 +191,16 @@ impl Keeper {
             return;
         }
         match self.server.look(&self.backend.volume) {
-            Ok(found) if found.id == self.id && found.size > self.size => {
+            Ok(found) if self.volume.is(&found) && found.size > self.volume.size => {
                 match self.kernel.resize(self.device.0, &self.backend.text, found.size) {
                     Ok(()) => {
-                        (self.say)(&format!("{}: grew from {} to {} bytes", self.device, self.size, found.size));
-                        self.size = found.size;
+                        let before = std::mem::replace(&mut self.volume.size, found.size);
+                        (self.say)(&format!("{}: grew from {before} to {} bytes", self.device, found.size));
                     }
                     Err(error) => self.complain(&format!("the kernel does not take the new size: {error}")),
                 }
             }
-            Ok(found) if found.id == self.id && found.size < self.size => {
+            Ok(found) if self.volume.is(&found) && found.size < self.volume.size => {
                 self.complain(&format!(
                     "the volume has shrunk to {} bytes; beyond that, requests fail. Detach and attach it",
                     found.size
@@ -232,6 +219,39 @@ impl Keeper {
     }
 }
 
+/// The volume a device was made for.
+struct Volume {
+    /// Its identity, from servers that tell one.
+    id: Option<String>,
+    /// The device's size in bytes.
+    size: u64,
+}
+
+impl Volume {
+    fn is(&self, found: &Found) -> bool {
+        found.id == self.id
+    }
+
+    /// Whether the device can go on with what a server has under the volume's name now; else, why not.
+    fn accepts(&self, found: &Found) -> Result<(), String> {
+        if !self.is(found) {
+            let name = |id: &Option<String>| id.as_deref().unwrap_or("unnamed").to_owned();
+            return Err(format!(
+                "there is another volume of this name now (it was {}, it is {})",
+                name(&self.id),
+                name(&found.id)
+            ));
+        }
+        if found.size < self.size {
+            return Err(format!(
+                "the volume has shrunk from {} to {} bytes; detach and attach it",
+                self.size, found.size
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// Whether the other side has hung up.
 fn has_ended(socket: &OwnedFd) -> bool {
     let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
@@ -243,6 +263,22 @@ fn has_ended(socket: &OwnedFd) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_goes_on_with_its_own_volume_only_and_with_all_of_it() {
+        let volume = |id: Option<&str>| Volume { id: id.map(str::to_owned), size: 4096 };
+        let found = |id: Option<&str>, size| Found { size, flags: 0, id: id.map(str::to_owned) };
+        assert_eq!(volume(Some("a")).accepts(&found(Some("a"), 4096)), Ok(()));
+        assert_eq!(volume(Some("a")).accepts(&found(Some("a"), 8192)), Ok(()));
+        assert_eq!(volume(None).accepts(&found(None, 4096)), Ok(()));
+        for other in [Some("b"), None] {
+            let why = volume(Some("a")).accepts(&found(other, 4096)).unwrap_err();
+            assert!(why.contains("another volume of this name"), "{why}");
+        }
+        assert!(volume(None).accepts(&found(Some("a"), 4096)).is_err());
+        let why = volume(Some("a")).accepts(&found(Some("a"), 0)).unwrap_err();
+        assert!(why.contains("shrunk from 4096 to 0 bytes"), "{why}");
+    }
 
     #[test]
     fn a_connection_has_ended_when_the_other_side_hung_up() {

@@ -120,6 +120,18 @@ impl FrameCache {
         self.shared.cache.insert(key, StoredFrame(stored));
     }
 
+    /// Keeps a frame of many that came at once, for readers who have most of it by now: on the cache's disk, without
+    /// displacing anything in memory. `stored` may be part of something larger, which is let go when it is written; with more on its
+    /// way to the disk than that can take, it is not kept.
+    pub fn insert_behind(&self, key: FrameKey, stored: Bytes) {
+        if self.shared.cache.is_hybrid() {
+            self.shared.cache.storage_writer(key).insert(StoredFrame(stored));
+        } else {
+            // A slice of a longer answer would keep all of that in memory.
+            self.insert(key, Bytes::copy_from_slice(&stored));
+        }
+    }
+
     /// Drops a frame that turned out not to match its checksum.
     pub fn remove_rotten(&self, key: &FrameKey) {
         self.shared.counts.rotten.fetch_add(1, Relaxed);

@@ -10,7 +10,6 @@ use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use super::draft::Chunk;
 use super::error::ReadError;
 use super::fetch::{self, Group};
 use super::flight::{Claim, Flight, Flights};
@@ -192,19 +191,11 @@ impl BlockReader {
 
     fn keep(&self, key: FrameKey, stored: &Bytes, alone: bool) {
         if let Some(cache) = &self.cache {
-            // A slice of a longer answer would keep all of that in memory.
-            let stored = if alone { stored.clone() } else { Bytes::copy_from_slice(stored) };
-            cache.insert(key, stored);
-        }
-    }
-
-    /// Puts the frames of a chunk just written into the cache: fresh data is often read back soon.
-    pub fn admit(&self, chunk: &Chunk) {
-        for (number, frame) in chunk.index.frames.frames().iter().enumerate() {
-            let range = frame.range();
-            let key = FrameKey { chunk: chunk.index.name, frame: number as u32 };
-            let stored = chunk.bytes.slice(range.start as usize..range.end as usize);
-            self.keep(key, &stored, false);
+            if alone {
+                cache.insert(key, stored.clone());
+            } else {
+                cache.insert_behind(key, stored.clone());
+            }
         }
     }
 }

@@ -15,9 +15,8 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::text::bytes;
 use super::volume::parse_name;
-use super::{ClientArgs, block_on, print, print_json};
+use super::{ClientArgs, block_on};
 use crate::attach::device::Device;
 use crate::attach::keeper::{End, Keeper};
 use crate::attach::kernel::{Kernel, Setup};
@@ -26,6 +25,8 @@ use crate::attach::server::{self, Found, Server};
 use crate::attach::ublk::device::Device as UblkDevice;
 use crate::config::Interval;
 use crate::export::nbd::proto::transmission;
+use crate::program::text::bytes;
+use crate::program::{print, print_json};
 
 /// How long a device may take to appear or to go.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
@@ -180,7 +181,7 @@ pub(super) fn attach(args: AttachArgs) -> anyhow::Result<()> {
                     Ok(()) => break,
                     // Without its keeper the device would not outlive the daemon.
                     Err(error) => {
-                        let _ = writeln!(io::stderr(), "blockd: {}", crate::explain::explain(&error));
+                        let _ = writeln!(io::stderr(), "blockd: {}", crate::program::explain(&error));
                     }
                 }
             }
@@ -473,7 +474,7 @@ fn announce(args: &AttachArgs, device: &Path, log: &Path, server: &Server, size:
             print(&format!("{device}\n"))?;
         }
         let _ = writeln!(io::stderr(), "blockd: volume {} ({}) is {device}", args.volume, bytes(size));
-        crate::daemon::notify::notify("READY=1");
+        crate::program::notify("READY=1");
         return Ok(());
     }
     // Nobody's session is ours from here on.

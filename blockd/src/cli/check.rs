@@ -7,12 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Command, FromArgMatches};
 
-use super::text::bytes;
-use super::{print, print_json, transfer};
+use super::transfer;
 use crate::check::{self, CheckOptions, Repairer, Report};
 use crate::config::{Config, Interval, merge_file};
 use crate::daemon::{DataDir, DataDirError, KeyRing, store_identity};
 use crate::manifest;
+use crate::program::text::bytes;
+use crate::program::{print, print_json};
 use crate::table::TableHome;
 use crate::volume::wall_ms;
 

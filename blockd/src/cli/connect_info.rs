@@ -7,8 +7,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::snapshot::{SnapshotName, parse_snapshot};
-use super::{ClientArgs, print, print_json, volume::parse_name};
+use super::{ClientArgs, volume::parse_name};
 use crate::admin::api::{DaemonInfo, SnapshotStatus, VolumeInfo};
+use crate::program::{print, print_json};
 
 #[derive(Args, Debug)]
 pub(super) struct ConnectInfoArgs {

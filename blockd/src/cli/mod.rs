@@ -26,7 +26,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use client::Client;
 
-use crate::text;
+use crate::program::{StdoutClosed, explain};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -120,36 +120,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "blockd: {}", crate::explain::explain(&error));
+            let _ = writeln!(io::stderr(), "blockd: {}", explain(&error));
             ExitCode::FAILURE
         }
     }
-}
-
-/// Whether somebody like `head` has read enough.
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.is::<StdoutClosed>()
-}
-
-/// Nobody reads our output any more.
-#[derive(Debug, thiserror::Error)]
-#[error("stdout is closed")]
-struct StdoutClosed;
-
-/// Writes to stdout.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
-        other => Ok(other?),
-    }
-}
-
-/// Writes a value to stdout as JSON.
-fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

@@ -7,10 +7,10 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
-use super::text::{Align, Table, bytes, date};
 use super::volume::{parse_name, said};
 use super::{Client, ClientArgs, confirm};
 use crate::admin::api::{ExportStranded, StrandedStatus, VolumeStatus};
+use crate::program::text::{Align, Table, bytes, date};
 
 /// Between two looks at how far it is.
 const LOOK: Duration = Duration::from_millis(500);

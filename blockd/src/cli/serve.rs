@@ -45,7 +45,7 @@ pub(super) fn run(args: ServeArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         None => args.settings,
     };
     if args.print_config {
-        return super::print(&toml::to_string(&config.resolved())?);
+        return crate::program::print(&toml::to_string(&config.resolved())?);
     }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::text::{Align, Table, bytes, date};
 use super::volume::{details, parse_name, said};
 use super::{ClientArgs, confirm, secret};
 use crate::admin::api::{CloneVolume, SecretText, SnapshotStatus};
 use crate::manifest;
+use crate::program::text::{Align, Table, bytes, date};
 
 #[derive(Subcommand, Debug)]
 pub(super) enum SnapshotCommand {

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::text::{Align, Table, bytes, date, seconds};
-use super::{ClientArgs, check, confirm, ownership, print, print_json, secret, transfer};
+use super::{ClientArgs, check, confirm, ownership, secret, transfer};
 use crate::admin::api::{
     ChangeKey, CreateVolume, ResizeVolume, SecretText, SetVolume, UnlockVolume, VolumeInfo, VolumeState, VolumeStatus,
 };
 use crate::chunk::Codec;
 use crate::config::ByteSize;
 use crate::manifest::{self, Durability};
+use crate::program::text::{Align, Table, bytes, date, seconds};
+use crate::program::{print, print_json};
 use crate::volume::VolumeStats;
 
 #[derive(Subcommand, Debug)]

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args as _, Command};
-
-use super::Config;
+use clap::{ArgMatches, Args, Command};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// Why the settings could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +28,8 @@ pub enum ConfigError {
     },
     /// A key nobody knows.
     #[error(
-        "unknown key {key:?} in the configuration file {path}; keys are the long flags of `blockd serve --help` \
-         without the dashes before them"
+        "unknown key {key:?} in the configuration file {path}; keys are the long flags of the command's --help, without the \
+         dashes before them"
     )]
     UnknownKey {
         /// The file.
@@ -52,168 +52,84 @@ pub enum ConfigError {
 ///
 /// # Errors
 /// When the file cannot be read, is not TOML, or has a key or value that is not known.
-pub fn merge_file(cli: &Config, matches: &ArgMatches, path: &Path) -> Result<Config, ConfigError> {
-    let owned = || path.to_owned();
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: owned(), source })?;
+pub fn merge_file<T>(cli: &T, matches: &ArgMatches, path: &Path) -> Result<T, ConfigError>
+where
+    T: Args + Serialize + DeserializeOwned,
+{
+    let path = || path.to_owned();
+    let wrong = |source| ConfigError::Value { path: path(), source: Box::new(source) };
+    let text = std::fs::read_to_string(path()).map_err(|source| ConfigError::Read { path: path(), source })?;
     let file: toml::Table =
-        toml::from_str(&text).map_err(|e| ConfigError::Syntax { path: owned(), source: Box::new(e) })?;
-    let known = keys();
+        toml::from_str(&text).map_err(|source| ConfigError::Syntax { path: path(), source: Box::new(source) })?;
+    let known = keys::<T>();
     if let Some(key) = file.keys().find(|key| !known.contains(key)) {
-        return Err(ConfigError::UnknownKey { path: owned(), key: key.clone() });
+        return Err(ConfigError::UnknownKey { path: path(), key: key.clone() });
     }
-    let value_error = |e| ConfigError::Value { path: owned(), source: Box::new(e) };
-    // A setting the command line overrides must be right all the same, and errors of this pass know their line.
-    let defaults = toml::Table::try_from(cli).expect("every setting can be written as TOML");
-    let missing: toml::Table = defaults
+    let mut merged = toml::Table::try_from(cli).expect("every setting can be written as TOML");
+    // The file's own keys come first, so that messages name its lines; the rest makes it whole. A value that the
+    // command line overrides must be right all the same.
+    let rest: toml::Table = merged
         .iter()
         .filter(|(key, _)| !file.contains_key(*key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
-    // Keys of the file come first, so the lines in messages are the file's own.
-    let checked: Config = toml::from_str(&format!("{text}\n{missing}")).map_err(value_error)?;
-    let mut merged = defaults;
+    let checked: T = toml::from_str(&format!("{text}\n{rest}")).map_err(wrong)?;
     for (key, value) in toml::Table::try_from(&checked).expect("every setting can be written as TOML") {
-        let id = key.replace('-', "_");
-        let given = matches!(matches.value_source(&id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
-        if !given {
+        let source = matches.value_source(&key.replace('-', "_"));
+        if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
             merged.insert(key, value);
         }
     }
-    merged.try_into().map_err(value_error)
+    merged.try_into().map_err(wrong)
 }
 
 /// Every key a file may have.
-fn keys() -> Vec<String> {
-    Config::augment_args(Command::new("serve"))
-        .get_arguments()
-        .map(|arg| arg.get_id().as_str().replace('_', "-"))
-        .collect()
+pub(super) fn keys<T: Args>() -> Vec<String> {
+    let command = T::augment_args(Command::new("settings"));
+    command.get_arguments().map(|arg| arg.get_id().as_str().replace('_', "-")).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use clap::FromArgMatches;
+    use serde::Deserialize;
 
-    use super::super::*;
+    use super::super::ByteSize;
     use super::*;
 
-    fn parse(args: &[&str]) -> (Config, ArgMatches) {
-        let args = std::iter::once("serve").chain(args.iter().copied());
-        let matches = Config::augment_args(Command::new("serve")).get_matches_from(args);
-        (Config::from_arg_matches(&matches).unwrap(), matches)
+    #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+    struct Settings {
+        #[arg(long, default_value = "1GiB")]
+        cache_size: ByteSize,
+        #[arg(long)]
+        read_only: bool,
+        #[arg(long)]
+        #[serde(skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
     }
 
-    fn merge(args: &[&str], text: &str) -> Result<Config, ConfigError> {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        let (cli, matches) = parse(args);
-        merge_file(&cli, &matches, file.path())
+    fn merge(args: &[&str], text: &str) -> Result<Settings, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        let args = std::iter::once("settings").chain(args.iter().copied());
+        let matches = Settings::augment_args(Command::new("settings")).get_matches_from(args);
+        merge_file(&Settings::from_arg_matches(&matches).unwrap(), &matches, &path)
     }
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let text = "log-size = \"1GiB\"\nblock-cache = 33554432\ns3-path-style = true\nnbd-tcp = [\"none\"]";
-        let config = merge(&["--log-size", "2GiB", "--s3-path-style=false"], text).unwrap();
-        assert_eq!(config.log_size, ByteSize::gib(2));
-        assert_eq!(config.block_cache, Some(ByteSize::mib(32)));
-        assert_eq!(config.s3_path_style, Some(false));
-        assert!(config.nbd_tcp_addrs().is_empty());
-        assert_eq!(config.chunk_size, ByteSize::mib(16));
+        let merged = merge(&["--cache-size", "1GiB"], "cache-size = \"2GiB\"\nread-only = true\nname = \"a\"").unwrap();
+        assert_eq!(merged, Settings { cache_size: ByteSize(1 << 30), read_only: true, name: Some("a".into()) });
     }
 
     #[test]
-    fn a_flag_that_repeats_the_default_still_wins() {
-        let config = merge(&["--log-size", "4GiB"], "log-size = \"1GiB\"").unwrap();
-        assert_eq!(config.log_size, ByteSize::gib(4));
-    }
-
-    #[test]
-    fn settings_without_a_default_come_from_the_file() {
-        let text = "store = \"s3://b/p\"\nreactors = 3\nvolumes = [\"a\", \"b\"]\nnbd-unix = \"none\"";
-        let config = merge(&["--store", "dir:/x"], text).unwrap();
-        assert_eq!(config.store_url(), "dir:/x");
-        assert_eq!(config.reactor_count(), 3);
-        assert_eq!(config.volumes.as_deref(), Some(&["a".to_owned(), "b".to_owned()][..]));
-        assert_eq!(config.nbd_unix_path(), None);
-    }
-
-    #[test]
-    fn files_of_volumes_are_lists() {
-        let text = "key-file = [\"a=/k\", \"b=/x=y\"]";
-        let config = merge(&["--passphrase-file", "c=p", "--passphrase-file", "d=q"], text).unwrap();
-        assert_eq!(config.key_file[1], VolumeFile { volume: "b".into(), path: "/x=y".into() });
-        assert_eq!(config.passphrase_file.len(), 2);
-        for wrong in ["key-file = [\"a\"]", "key-file = [\"=/k\"]", "key-file = [\"a=\"]", "key-file = [\"a/b=c\"]"] {
-            assert!(matches!(merge(&[], wrong), Err(ConfigError::Value { .. })), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn unknown_keys_are_named_with_their_file() {
-        let error = merge(&[], "log-size = \"1GiB\"\nlog_size = \"1GiB\"").unwrap_err();
-        let ConfigError::UnknownKey { key, path } = &error else { panic!("{error}") };
-        assert_eq!(key, "log_size");
-        assert!(error.to_string().contains(path.to_str().unwrap()));
-    }
-
-    #[test]
-    fn wrong_values_are_shown_even_when_a_flag_overrides_them() {
-        let error = merge(&["--log-size", "2GiB"], "log-size = \"many\"").unwrap_err().to_string();
+    fn what_is_not_known_is_refused() {
+        let error = merge(&[], "cache_size = \"1GiB\"").unwrap_err();
+        assert!(matches!(&error, ConfigError::UnknownKey { key, .. } if key == "cache_size"), "{error}");
+        let error = merge(&["--cache-size", "2GiB"], "cache-size = \"many\"").unwrap_err().to_string();
         assert!(error.contains("many") && error.contains("line 1"), "{error}");
-        let error = merge(&[], "data = 7").unwrap_err();
-        assert!(matches!(error, ConfigError::Value { .. }), "{error}");
-        let error = merge(&[], "data = ").unwrap_err();
-        assert!(matches!(error, ConfigError::Syntax { .. }), "{error}");
-    }
-
-    #[test]
-    fn the_effective_configuration_reads_back_the_same() {
-        let (config, _) = parse(&["--data", "/d", "--reactors", "2", "--nbd-unix", "none"]);
-        let resolved = config.resolved();
-        let text = toml::to_string(&resolved).unwrap();
-        assert_eq!(toml::from_str::<Config>(&text).unwrap(), resolved);
-        assert_eq!(resolved.resolved(), resolved);
-    }
-
-    #[test]
-    fn the_example_file_names_every_setting_with_its_default() {
-        let example = include_str!("../../blockd.example.toml");
-        let is_setting =
-            |line: &&str| line.strip_prefix('#').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()));
-        let text: String = example.lines().filter(is_setting).map(|line| format!("{}\n", &line[1..])).collect();
-        let table: toml::Table = toml::from_str(&text).unwrap();
-        let mut missing = keys();
-        missing.retain(|key| !table.contains_key(key));
-        assert_eq!(missing, Vec::<String>::new(), "settings without an example");
-        let written: Config = toml::from_str(&text).unwrap();
-        let (default, _) = parse(&[]);
-        for (key, value) in toml::Table::try_from(&default).unwrap() {
-            assert_eq!(toml::Table::try_from(&written).unwrap()[&key], value, "{key}");
-        }
-    }
-
-    #[test]
-    fn settings_that_do_not_go_together_are_refused() {
-        for (args, word) in [
-            (&["--log-size", "64MiB"][..], "log-size"),
-            (&["--log-segment", "2MiB", "--log-size", "5MiB"], "log-size"),
-            (&["--log-segment", "1000001"], "log-segment"),
-            (&["--dirty-memory", "1"], "dirty-memory"),
-            (&["--destage-age", "0s"], "destage-age"),
-            (&["--compaction-ratio", "1"], "compaction-ratio"),
-            (&["--delete-grace", "1s"], "delete-grace"),
-            (&["--checkpoint-grace", "1s"], "checkpoint-grace"),
-            (&["--chunk-size", "65MiB"], "chunk size"),
-            (&["--chunk-size", "4KiB"], "chunk size"),
-            (&["--s3-timeout", "900ms"], "s3-timeout"),
-            (&["--nbd-tcp", "none", "--nbd-unix", "none"], "nbd-unix"),
-            (&["--key-file", "a=/k", "--passphrase-file", "a=/p"], "\"a\""),
-        ] {
-            let error = parse(args).0.check().unwrap_err();
-            assert!(error.contains(word), "{error}");
-        }
-        assert_eq!(parse(&[]).0.check(), Ok(()));
+        assert!(matches!(merge(&[], "name = "), Err(ConfigError::Syntax { .. })));
     }
 }

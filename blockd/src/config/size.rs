@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A number of bytes, written as `4096`, `64KiB`, `16MiB`, `4GiB`, `1TiB`. `K`, `M`, `G`, `T` and `P` alone mean the
-/// binary units too; `KB`, `MB`, `GB`, `TB` and `PB` are powers of ten.
+/// A number of bytes, written as `4096`, `64KiB`, `16MiB`, `4GiB`, `1TiB`, `1EiB`. `K`, `M` and so on alone mean the binary
+/// units too; `KB`, `MB` and so on are powers of ten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
@@ -65,7 +65,7 @@ fn unit_factor(unit: &str) -> Option<u64> {
     let power = match unit.chars().next() {
         None => return Some(1),
         Some('b') => return (unit == "b").then_some(1),
-        Some(letter) => "kmgtp".find(letter)? as u32 + 1,
+        Some(letter) => "kmgtpe".find(letter)? as u32 + 1,
     };
     match &unit[1..] {
         "" | "ib" => Some(1 << (10 * power)),
@@ -77,7 +77,7 @@ fn unit_factor(unit: &str) -> Option<u64> {
 impl fmt::Display for ByteSize {
     /// The largest binary unit that loses nothing, so that what is printed can be read back.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (shift, unit) in [(50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        for (shift, unit) in [(60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
             if self.0 != 0 && self.0.is_multiple_of(1 << shift) {
                 return f.pad(&format!("{}{unit}", self.0 >> shift));
             }
@@ -125,6 +125,7 @@ mod tests {
             ("1GB", 1_000_000_000),
             ("2TiB", 2 << 40),
             ("1P", 1 << 50),
+            ("1EiB", 1 << 60),
         ] {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }
@@ -144,7 +145,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_reads_back_the_same() {
-        for bytes in [0, 1, 1023, 1024, 1025, 3 << 20, 1 << 30, (1 << 30) + 1, 5 << 40, u64::MAX] {
+        for bytes in [0, 1, 1023, 1024, 1025, 3 << 20, 1 << 30, (1 << 30) + 1, 5 << 40, 1 << 60, u64::MAX] {
             let size = ByteSize(bytes);
             assert_eq!(size.to_string().parse(), Ok(size));
         }

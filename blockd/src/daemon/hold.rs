@@ -11,9 +11,9 @@ use tokio::sync::{Mutex, Notify};
 
 use super::volumes::{Daemon, Place, with_volume};
 use crate::lease::{self, Acquired, Grant, Held, Instants, Lease, LeaseError, LeaseState, Lost, Order, Unsent};
+use crate::program::text::date;
 use crate::reactor::{now_us, wall_ms};
 use crate::store::ObjectStore;
-use crate::text::date;
 use crate::volume::VolumeStats;
 
 /// How often the clocks and the volume are looked at, at most and at least.

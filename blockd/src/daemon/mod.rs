@@ -10,7 +10,6 @@ mod data_dir;
 mod exports;
 mod hold;
 mod keys;
-pub(crate) mod notify;
 mod rebuild;
 mod release;
 mod restore;

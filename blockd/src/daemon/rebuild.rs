@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::volumes::{Daemon, Phase, VolumeError};
 use crate::admin::api::{RebuildProgress, VolumeStatus};
-use crate::text::{date, seconds};
+use crate::program::text::{date, seconds};
 use crate::volume::{OpenReport, Progress};
 
 /// The rebuilds that are under way.

@@ -12,7 +12,7 @@ use super::volumes::{Daemon, Phase, Place, VolumeError, busy, with_volume};
 use crate::admin::api::VolumeStatus;
 use crate::lease::{self, Judge, Lease, LeaseState, Sighting, Verdict};
 use crate::manifest::Manifest;
-use crate::text::bytes;
+use crate::program::text::bytes;
 use crate::volume::VolumeStats;
 
 const MARKER: &str = "released";

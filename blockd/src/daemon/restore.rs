@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::volumes::{Daemon, Phase, VolumeError, Why, unix_ms, with_volume};
 use crate::admin::api::{RestoreVolume, VolumeStatus};
-use crate::explain::explain;
 use crate::manifest::Manifest;
+use crate::program::explain;
 use crate::store::ObjectStore;
 use crate::table::TableHome;
 use crate::volume::{Blocking, Claimant, GoBack, go_back};

@@ -11,16 +11,16 @@ use backon::Retryable;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::DataDir;
-use super::notify::notify;
 use super::signals::Signals;
 use super::volumes::{Daemon, away_pauses};
 use crate::admin::server::{metrics_router, router};
 use crate::cache::FrameCache;
 use crate::config::{Config, LogShape};
-use crate::explain::explain;
 use crate::export::nbd::server::{Listen, Server};
 use crate::export::nvme::server::Server as NvmeServer;
 use crate::manifest::ManifestError;
+use crate::program::explain;
+use crate::program::notify;
 use crate::reactor::{ReactorHandle, ReactorOptions};
 use crate::store::{CountedStore, StoreConfig, StoreError};
 

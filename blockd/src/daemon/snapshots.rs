@@ -7,8 +7,8 @@ use tokio::sync::oneshot;
 use super::exports::snapshot_nqn;
 use super::volumes::{Daemon, Phase, Place, VolumeError, with_volume};
 use crate::admin::api::SnapshotStatus;
-use crate::explain::explain;
 use crate::manifest::{self, Hold, Manifest, ManifestError, Origin, Snapshot};
+use crate::program::explain;
 use crate::volume::{SnapshotError, SnapshotOrder, SnapshotReply, Volume};
 
 /// A hidden snapshot whose clone is still not there after this long, in milliseconds, is nobody's.

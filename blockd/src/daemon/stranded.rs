@@ -15,9 +15,9 @@ use anyhow::{Context, bail};
 
 use super::volumes::{Daemon, Phase, VolumeError};
 use crate::admin::api::{ExportStranded, ExportedStranded, StrandedStatus};
-use crate::explain::explain;
 use crate::manifest::{self, Manifest};
-use crate::text::{bytes, date};
+use crate::program::explain;
+use crate::program::text::{bytes, date};
 use crate::types::VolumeId;
 use crate::volume::{Stranded, StrandedWrite};
 use crate::wal::device::{FileLog, LogDevice};

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::volumes::{Daemon, VolumeError};
 use crate::admin::api::{ChangedRange, ChangesPage, FollowStatus};
-use crate::explain::explain;
 use crate::export::nbd::server::Export;
 use crate::manifest::{self, Manifest, Snapshot, SnapshotId};
+use crate::program::explain;
 use crate::reactor::{DeviceKey, ReactorHandle, wall_ms};
 use crate::store::ObjectStore;
 use crate::table::{Change, TableHome};
@@ -107,7 +107,9 @@ impl Daemon {
         Some(Export {
             name: name.to_owned(),
             description: match &shown.what {
-                What::Snapshot { made_ms, .. } => format!("blockd snapshot, made {}", crate::text::date(*made_ms)),
+                What::Snapshot { made_ms, .. } => {
+                    format!("blockd snapshot, made {}", crate::program::text::date(*made_ms))
+                }
                 What::Latest(_) => "blockd volume, following its owner".to_owned(),
             },
             size: match &shown.what {

@@ -23,15 +23,15 @@ use crate::cache::FrameCache;
 use crate::chunk::Codec;
 use crate::config::{ByteSize, Config, check_chunk_size};
 use crate::crypt::Keys;
-use crate::explain::explain;
 use crate::export::nbd::server::Listen;
 use crate::export::nvme::namespace::Namespace;
 use crate::export::nvme::server::{Changes, Server as NvmeServer};
 use crate::lease::{self, AcquireError, Judge, Lease, LeaseState, Sighting, Verdict};
 use crate::manifest::{self, Durability, Manifest, ManifestError};
+use crate::program::explain;
+use crate::program::text::date;
 use crate::reactor::{Device, DeviceKey, ReactorHandle};
 use crate::store::{CountedStore, ObjectStore};
-use crate::text::date;
 use crate::types::{BLOCK_SIZE, VolumeId};
 use crate::volume::{self, CompactionTuning, OpenError, OpenOptions, OpenReport, Tuning, Volume};
 

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
+use bytes::Bytes;
+
 use super::device::Device;
 use super::log_io::writes_durably;
 use crate::buf::{ArenaWriter, Slice};
@@ -224,7 +226,7 @@ impl Device for RamDevice {
         };
         let holes = self.holes(&range);
         if self.late_reads {
-            let bytes = self.data[range].to_vec();
+            let bytes = Bytes::copy_from_slice(&self.data[range]);
             self.complete(token, Ok(Outcome::Data(ReadData { bytes, holes })));
             return ReadNow::Pending;
         }

@@ -55,7 +55,7 @@ impl View {
             loop {
                 let (number, sight) = shown.lock().expect("no code panics while it holds this lock").clone();
                 let error = match sight.read(offset, len).await {
-                    Ok((bytes, holes)) => return Ok(ReadData { bytes, holes }),
+                    Ok((bytes, holes)) => return Ok(ReadData { bytes: bytes.into(), holes }),
                     Err(error @ ReadError::Missing { .. }) if moves => error,
                     Err(error) => return Err(error.to_string()),
                 };

@@ -4,6 +4,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::buf::{AlignedBuf, Slice};
 use crate::types::Lsn;
 
@@ -63,7 +65,7 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct ReadData {
     /// Exactly the bytes asked for, zero-filled in holes.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// Ranges (offset within `bytes`, length) known to be unmapped, in order.
     pub holes: Vec<(usize, usize)>,
 }

@@ -108,7 +108,9 @@ impl Volume {
             Request::Read { offset, len } => {
                 let mut bytes = Vec::with_capacity(len as usize);
                 match self.read(token, offset, len, &mut bytes) {
-                    ReadNow::Ready { holes } => self.complete(token, Ok(Outcome::Data(ReadData { bytes, holes }))),
+                    ReadNow::Ready { holes } => {
+                        self.complete(token, Ok(Outcome::Data(ReadData { bytes: bytes.into(), holes })))
+                    }
                     ReadNow::Failed(error) => self.complete(token, Err(error)),
                     ReadNow::Pending => {}
                 }

@@ -11,7 +11,7 @@ use super::api::{Allocation, Completion, ExtentStatus, Token};
 use super::compact::{Deleted, Failure, Round};
 use super::dirty::{DirtyMap, Source};
 use super::snapshot::SnapshotDone;
-use crate::buf::Slice;
+use crate::buf::{AlignedBuf, Slice};
 use crate::checkpoint::{CheckpointError, Made};
 use crate::chunk::{BlockReader, Chunk, ChunkDraft, ChunkIndex, ChunkName, Codec, Piece, ReadError};
 use crate::crypt::Keys;
@@ -111,7 +111,7 @@ pub(super) struct StoredChunk {
 #[derive(Debug)]
 pub(super) struct Fetched {
     /// Whole blocks.
-    pub data: Vec<u8>,
+    pub data: Bytes,
     /// Zero ranges in blocks: first, count.
     pub holes: Vec<(u64, u64)>,
 }
@@ -377,10 +377,10 @@ impl Backend {
         }
     }
 
-    /// Fills the missing parts of a read.
-    pub async fn fetch(&self, mut data: Vec<u8>, missing: Vec<Missing>) -> Result<Fetched, FetchError> {
+    /// Fills the missing parts of a read of whole blocks.
+    pub async fn fetch(&self, mut data: AlignedBuf, missing: Vec<Missing>) -> Result<Fetched, FetchError> {
         let mut holes = Vec::new();
-        let mut rest = data.as_mut_slice();
+        let mut rest = &mut data[..];
         let mut taken = 0;
         let mut parts = Vec::with_capacity(missing.len());
         for part in missing {
@@ -393,7 +393,8 @@ impl Backend {
         for found in futures::future::try_join_all(parts).await? {
             holes.extend(found);
         }
-        Ok(Fetched { data, holes })
+        let len = data.len();
+        Ok(Fetched { data: data.into_bytes(len), holes })
     }
 
     async fn fetch_part(&self, part: Missing, own: &mut [u8]) -> Result<Vec<(u64, u64)>, FetchError> {
@@ -416,7 +417,7 @@ impl Backend {
     }
 
     /// As [`Backend::fetch`], after a moment in which the bucket may recover.
-    pub async fn fetch_later(&self, data: Vec<u8>, missing: Vec<Missing>) -> Result<Fetched, FetchError> {
+    pub async fn fetch_later(&self, data: AlignedBuf, missing: Vec<Missing>) -> Result<Fetched, FetchError> {
         if self.closing.sleep(FETCH_PAUSE).await {
             return Err(FetchError { message: "the volume is closing".into(), bucket: false });
         }

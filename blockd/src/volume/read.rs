@@ -1,10 +1,13 @@
 //! Reads: dirty data, then the translation table, then zeroes; from memory at once where possible.
 
+use bytes::Bytes;
+
 use super::api::{Allocation, IoError, Outcome, ReadData, ReadNow, Token};
 use super::dirty::Source;
 use super::engine::{Volume, blocks_of, within_block};
 use super::job::{Done, ExtentPart, FetchError, Fetched, From, Missing};
 use super::write::Merge;
+use crate::buf::{AlignedBuf, Slice};
 use crate::types::{BLOCK, BLOCK_SIZE, Lba, Lsn};
 use crate::wal::writer::Payload;
 
@@ -61,6 +64,119 @@ pub(super) struct Readahead {
     flying: Vec<(u64, Lba, u64)>,
 }
 
+impl Readahead {
+    /// The prefetch that brings one of the missing blocks.
+    fn bringing(&self, missing: &[Missing]) -> Option<u64> {
+        let brings = |part: &Missing| {
+            let From::Table(lba) = part.from else { return None };
+            let end = lba + part.blocks as u64;
+            self.flying.iter().find(|(_, first, count)| *first < end && lba < first + count).map(|(id, ..)| *id)
+        };
+        missing.iter().find_map(brings)
+    }
+}
+
+/// What a read is put together from, in order.
+#[derive(Default)]
+struct Parts<'a> {
+    parts: Vec<Part<'a>>,
+    /// Whole blocks so far.
+    blocks: usize,
+    /// Zeroes: first block, count.
+    holes: Vec<(u64, u64)>,
+    missing: Vec<Missing>,
+    /// Frames that some of what is missing stands in.
+    pins: Vec<u64>,
+}
+
+enum Part<'a> {
+    Clean(&'a [u8]),
+    Logged(Slice),
+    /// So many blocks of zeroes, or that have to be fetched.
+    Empty(usize),
+}
+
+impl<'a> Parts<'a> {
+    fn have(&mut self, run: &'a [u8]) {
+        self.blocks += run.len() / BLOCK;
+        self.parts.push(Part::Clean(run));
+    }
+
+    fn have_slices(&mut self, slices: Vec<Slice>) {
+        self.blocks += slices.iter().map(|slice| slice.len() / BLOCK).sum::<usize>();
+        self.parts.extend(slices.into_iter().map(Part::Logged));
+    }
+
+    fn have_hole(&mut self, blocks: u64) {
+        self.holes.push((self.blocks as u64, blocks));
+        self.empty(blocks as usize);
+    }
+
+    fn miss(&mut self, blocks: u64, from: From) {
+        match (self.missing.last_mut(), &from) {
+            (Some(Missing { at, blocks: known, from: From::Table(_) }), From::Table(_))
+                if *at + *known == self.blocks =>
+            {
+                *known += blocks as usize;
+            }
+            _ => self.missing.push(Missing { at: self.blocks, blocks: blocks as usize, from }),
+        }
+        self.empty(blocks as usize);
+    }
+
+    fn empty(&mut self, blocks: usize) {
+        self.blocks += blocks;
+        self.parts.push(Part::Empty(blocks));
+    }
+
+    /// Appends the `len` bytes from `skip` on.
+    fn append_to(&self, out: &mut Vec<u8>, mut skip: usize, mut len: usize) {
+        out.reserve(len);
+        for part in &self.parts {
+            let size = part.bytes();
+            let from = skip.min(size);
+            let taken = len.min(size - from);
+            (skip, len) = (skip - from, len - taken);
+            match part.content() {
+                Some(content) => out.extend_from_slice(&content[from..from + taken]),
+                None => out.resize(out.len() + taken, 0),
+            }
+        }
+    }
+
+    /// A buffer for all of it, with zeroes or anything at all where something is missing.
+    fn buffer(&self) -> AlignedBuf {
+        let mut buf = AlignedBuf::for_overwrite(self.blocks * BLOCK);
+        let mut at = 0;
+        for part in &self.parts {
+            let own = &mut buf[at..at + part.bytes()];
+            at += own.len();
+            match part.content() {
+                Some(content) => own.copy_from_slice(content),
+                None => own.fill(0),
+            }
+        }
+        buf
+    }
+}
+
+impl Part<'_> {
+    fn bytes(&self) -> usize {
+        match self {
+            Part::Empty(blocks) => blocks * BLOCK,
+            _ => self.content().map_or(0, <[u8]>::len),
+        }
+    }
+
+    fn content(&self) -> Option<&[u8]> {
+        match self {
+            Part::Clean(run) => Some(run),
+            Part::Logged(slice) => Some(slice),
+            Part::Empty(_) => None,
+        }
+    }
+}
+
 struct Stream {
     next: Lba,
     hits: u32,
@@ -96,7 +212,6 @@ impl Volume {
 
     fn read_or_fetch(&mut self, token: Token, offset: u64, len: u32, out: &mut Vec<u8>, wait: bool) -> ReadNow {
         let (lba, blocks) = blocks_of(offset, u64::from(len));
-        let start = out.len();
         if blocks == 1 {
             // One block: answered without collecting anything.
             let skip = within_block(offset);
@@ -105,58 +220,48 @@ impl Volume {
                 return ReadNow::Ready { holes };
             }
         }
-        let mut holes = Vec::new();
-        let mut missing = Vec::new();
-        let mut pins = Vec::new();
-        // Whole blocks are collected where they will be sent from; they move only if some have to be fetched.
-        let data = &mut *out;
-        data.reserve(blocks as usize * BLOCK);
+        let mut parts = Parts::default();
         for piece in self.dirty.pieces(lba, blocks) {
-            let at = (data.len() - start) / BLOCK;
             match piece.found {
                 Some((_, Source::Log { frame, block })) => match self.log.payload(frame, block, piece.blocks as u32) {
-                    Payload::Memory(slices) => slices.iter().for_each(|s| data.extend_from_slice(s)),
+                    Payload::Memory(slices) => parts.have_slices(slices),
                     Payload::Logged(payload) => {
-                        pins.push(frame);
-                        missing.push(Missing { at, blocks: piece.blocks as usize, from: From::Log(payload) });
-                        data.resize(data.len() + piece.blocks as usize * BLOCK, 0);
+                        parts.pins.push(frame);
+                        parts.miss(piece.blocks, From::Log(payload));
                     }
                 },
-                Some((_, Source::Zero { .. })) => {
-                    holes.push((at as u64, piece.blocks));
-                    data.resize(data.len() + piece.blocks as usize * BLOCK, 0);
-                }
+                Some((_, Source::Zero { .. })) => parts.have_hole(piece.blocks),
                 None => {
-                    for lba in piece.lba..piece.lba + piece.blocks {
-                        if let Some(block) = self.cache.get(lba) {
-                            data.extend_from_slice(block);
-                            continue;
-                        }
-                        let at = (data.len() - start) / BLOCK;
-                        data.resize(data.len() + BLOCK, 0);
-                        match missing.last_mut() {
-                            Some(Missing { at: from, blocks, from: From::Table(_) }) if *from + *blocks == at => {
-                                *blocks += 1;
+                    let (mut lba, end) = (piece.lba, piece.lba + piece.blocks);
+                    while lba < end {
+                        match self.cache.run(lba, end - lba) {
+                            Some(run) => {
+                                parts.have(run);
+                                lba += (run.len() / BLOCK) as u64;
                             }
-                            _ => missing.push(Missing { at, blocks: 1, from: From::Table(lba) }),
+                            None => {
+                                parts.miss(1, From::Table(lba));
+                                lba += 1;
+                            }
                         }
                     }
                 }
             }
         }
-        let absent: usize = missing.iter().map(|m| m.blocks).sum();
+        let absent: usize = parts.missing.iter().map(|m| m.blocks).sum();
         self.stats.memory_hits += blocks - absent as u64;
         self.stats.memory_misses += absent as u64;
-        if missing.is_empty() {
+        if parts.missing.is_empty() {
             let skip = within_block(offset);
-            out.drain(start..start + skip);
-            out.truncate(start + len as usize);
-            return ReadNow::Ready { holes: byte_holes(&holes, skip, out.len() - start) };
+            parts.append_to(out, skip, len as usize);
+            return ReadNow::Ready { holes: byte_holes(&parts.holes, skip, len as usize) };
         }
-        let data = out.split_off(start);
-        if wait && self.join_prefetch(token, offset, len, &missing) {
+        if wait && let Some(id) = self.readahead.bringing(&parts.missing) {
+            self.join_prefetch(id, token, offset, len);
             return ReadNow::Pending;
         }
+        let data = parts.buffer();
+        let Parts { missing, holes, pins, .. } = parts;
         for &frame in &pins {
             self.log.pin(frame);
         }
@@ -252,9 +357,7 @@ impl Volume {
                     holes.extend(fetched.holes);
                     holes.sort_unstable();
                     let skip = within_block(offset);
-                    let mut bytes = fetched.data;
-                    bytes.truncate(skip + len);
-                    bytes.drain(..skip);
+                    let bytes = fetched.data.slice(skip..skip + len);
                     let holes = byte_holes(&holes, skip, len);
                     Outcome::Data(ReadData { bytes, holes })
                 });
@@ -265,31 +368,21 @@ impl Volume {
 
     /// Keeps what was fetched, unless something newer was accepted for a block since the fetch began: the fetch may
     /// have seen the content from before.
-    fn cache_clean(&mut self, pending: &PendingRead, data: &[u8]) {
+    fn cache_clean(&mut self, pending: &PendingRead, data: &Bytes) {
+        if self.purged_lsn > pending.since {
+            // What was accepted meanwhile may have left the dirty map already.
+            return;
+        }
         for &(lba, blocks, at) in &pending.clean {
-            for i in 0..blocks {
-                if self.dirty.get(lba + i).is_none() && self.unchanged_since(lba + i, pending.since) {
-                    let from = (at + i as usize) * BLOCK;
-                    self.cache.insert(lba + i, &data[from..from + BLOCK]);
-                }
-            }
+            let run = data.slice(at * BLOCK..(at + blocks as usize) * BLOCK);
+            self.cache.insert_run(lba, &run, |lba| self.dirty.get(lba).is_none());
         }
     }
 
-    /// Queues a read behind a prefetch that brings one of its missing blocks.
-    fn join_prefetch(&mut self, token: Token, offset: u64, len: u32, missing: &[Missing]) -> bool {
-        for part in missing {
-            let From::Table(lba) = part.from else { continue };
-            let end = lba + part.blocks as u64;
-            let flying = self.readahead.flying.iter().find(|(_, first, count)| *first < end && lba < first + count);
-            if let Some((id, ..)) = flying
-                && let Some(pending) = self.reads.get_mut(id)
-            {
-                pending.queue.push((token, offset, len));
-                return true;
-            }
-        }
-        false
+    /// Queues a read behind the prefetch `id`, which brings one of its blocks.
+    fn join_prefetch(&mut self, id: u64, token: Token, offset: u64, len: u32) {
+        let pending = self.reads.get_mut(&id).expect("a prefetch on its way is among the reads");
+        pending.queue.push((token, offset, len));
     }
 
     fn follow_stream(&mut self, lba: Lba, blocks: u64, missed: bool) {
@@ -334,14 +427,14 @@ impl Volume {
     }
 
     fn fetch_ahead(&mut self, lba: Lba, blocks: u64) {
-        let wanted = |l: &Lba| self.dirty.get(*l).is_none() && self.cache.get(*l).is_none();
+        let wanted = |l: &Lba| self.dirty.get(*l).is_none() && !self.cache.has(*l);
         let Some(first) = (lba..lba + blocks).find(wanted) else { return };
         let last = (first..lba + blocks).rfind(wanted).unwrap_or(first);
         let blocks = last + 1 - first;
         let id = self.id_for();
         let backend = self.backend.clone();
         let missing = vec![Missing { at: 0, blocks: blocks as usize, from: From::Table(first) }];
-        let data = vec![0; blocks as usize * BLOCK];
+        let data = AlignedBuf::for_overwrite(blocks as usize * BLOCK);
         self.spawn(async move { Done::Prefetched { id, result: backend.fetch(data, missing).await } });
         let since = self.log.accepted_lsn();
         // What is dirty now may leave the dirty map before the fetch ends, and the fetch may have seen the table from
@@ -365,7 +458,9 @@ impl Volume {
         for (token, offset, len) in pending.queue {
             let mut bytes = Vec::with_capacity(len as usize);
             match self.read_or_fetch(token, offset, len, &mut bytes, false) {
-                ReadNow::Ready { holes } => self.complete(token, Ok(Outcome::Data(ReadData { bytes, holes }))),
+                ReadNow::Ready { holes } => {
+                    self.complete(token, Ok(Outcome::Data(ReadData { bytes: bytes.into(), holes })))
+                }
                 ReadNow::Failed(error) => self.complete(token, Err(error)),
                 ReadNow::Pending => {}
             }

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::manifest::Manifest;
+use crate::manifest::{EpochStart, Manifest};
 use crate::types::{BLOCK_SIZE, Lsn, VolumeId};
 use crate::wal::device::LogDevice;
 use crate::wal::format::RecordKind;
@@ -44,18 +44,23 @@ impl Parting {
         if epoch == 0 {
             return Ok(None);
         }
-        let settled: Vec<_> = manifest.epochs.iter().filter(|e| e.first_seq > 0).collect();
+        Ok(Self::of(&manifest.epochs, epoch, host))
+    }
+
+    /// The parting of the log of `host` whose newest epoch is `epoch`, from what the manifest tells of owners.
+    fn of(epochs: &[EpochStart], epoch: u64, host: [u8; 16]) -> Option<Self> {
+        let settled: Vec<_> = epochs.iter().filter(|e| e.first_seq > 0).collect();
         // An own later epoch that left no trace in this log wrote nothing, or it is not of this log: of a copy of the
         // directory, or of a log that was moved away.
         let went_on = settled.iter().enumerate().find(|(i, e)| {
             let wrote = settled.get(i + 1).is_some_and(|next| next.first_lsn > e.first_lsn);
             e.epoch > epoch && (e.owner != host || wrote)
         });
-        Ok(went_on.map(|(_, taken)| Self {
+        went_on.map(|(_, taken)| Self {
             epoch,
             taken_epoch: taken.epoch,
             bucket_lsn: taken.first_lsn.saturating_sub(1),
-        }))
+        })
     }
 }
 
@@ -155,5 +160,38 @@ impl Stranded {
             take(&write, bytes.as_ref().map(|bytes| &bytes[..]))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: [u8; 16] = [1; 16];
+    const OTHER: [u8; 16] = [2; 16];
+
+    fn epoch(epoch: u64, first_seq: u64, first_lsn: Lsn, owner: [u8; 16]) -> EpochStart {
+        EpochStart { epoch, first_seq, first_lsn, owner, opened_ms: 0 }
+    }
+
+    #[test]
+    fn a_log_parts_from_the_history_where_somebody_else_went_on() {
+        let parting = |epochs: &[EpochStart], newest| {
+            Parting::of(epochs, newest, ME).map(|parting| (parting.taken_epoch, parting.bucket_lsn))
+        };
+        let mine = epoch(1, 1, 1, ME);
+        assert_eq!(parting(&[mine], 1), None);
+        assert_eq!(parting(&[mine, epoch(2, 5, 40, OTHER)], 1), Some((2, 39)));
+        // Claimed, but where it goes on is not settled yet.
+        assert_eq!(parting(&[mine, epoch(2, 0, 0, OTHER)], 1), None);
+        // What others did before this log's newest epoch is in it.
+        assert_eq!(parting(&[epoch(1, 1, 1, OTHER), epoch(2, 5, 40, ME)], 2), None);
+        // The first of several is where it parted.
+        let back_and_forth = [mine, epoch(2, 5, 40, OTHER), epoch(3, 9, 70, ME)];
+        assert_eq!(parting(&back_and_forth, 1), Some((2, 39)));
+        assert_eq!(parting(&back_and_forth, 3), None);
+        // An own epoch without a trace here wrote nothing, or elsewhere.
+        assert_eq!(parting(&[mine, epoch(2, 5, 40, ME)], 1), None);
+        assert_eq!(parting(&[mine, epoch(2, 5, 40, ME), epoch(3, 6, 41, OTHER)], 1), Some((2, 39)));
     }
 }

@@ -1,5 +1,7 @@
 //! Writes, zeroes and trims: from a request to records in the open frame.
 
+use bytes::Bytes;
+
 use super::api::{IoError, Outcome, Token, WriteData};
 use super::dirty::Source;
 use super::engine::{Ack, State, Volume, blocks_of, within_block};
@@ -396,7 +398,7 @@ impl Volume {
         let parts =
             missing.into_iter().enumerate().map(|(at, (_, from))| Missing { at, blocks: 1, from }).collect::<Vec<_>>();
         let id = self.id_for();
-        let data = vec![0; parts.len() * BLOCK];
+        let data = AlignedBuf::zeroed(parts.len() * BLOCK);
         let backend = self.backend.clone();
         self.spawn(async move {
             let result = if later { backend.fetch_later(data, parts).await } else { backend.fetch(data, parts).await };
@@ -405,7 +407,7 @@ impl Volume {
         self.reads.insert(id, PendingRead::for_merge(merge, pins));
     }
 
-    pub(super) fn edges_fetched(&mut self, mut merge: Merge, result: Result<Vec<u8>, FetchError>) {
+    pub(super) fn edges_fetched(&mut self, mut merge: Merge, result: Result<Bytes, FetchError>) {
         let error = match result {
             _ if self.state != State::Open => IoError::Shutdown,
             Ok(data) => {

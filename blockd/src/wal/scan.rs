@@ -523,3 +523,26 @@ fn intact_end(bytes: &[u8], at: usize, header: &FrameHeader) -> Option<usize> {
     let payload = bytes.get(start..end)?;
     payload.chunks_exact(BLOCK).zip(&header.sums).all(|(block, &sum)| block_sum(block) == sum).then_some(end)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_emptied_log_has_only_free_segments_and_goes_on_behind_the_bucket() {
+        let needed = |segment| NeededSegment { segment, generation: u64::from(segment), end: 4096 };
+        let log = Recovered {
+            needed: vec![needed(3), needed(4)],
+            free: vec![1, 2],
+            last_lsn: 90,
+            generation: 4,
+            epoch: 7,
+            ..Recovered::default()
+        };
+        let log = log.emptied(60);
+        assert!(log.frames.is_empty() && log.needed.is_empty());
+        // Those that are needed least come first.
+        assert_eq!(log.free, [1, 2, 3, 4]);
+        assert_eq!((log.last_lsn, log.generation, log.epoch), (60, 4, 7));
+    }
+}

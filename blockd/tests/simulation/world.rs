@@ -787,7 +787,7 @@ impl World {
                 match life.volume.read(token, (first * SECTOR) as u64, len, &mut out) {
                     ReadNow::Ready { .. } => {}
                     ReadNow::Pending => match self.wait_for(life, token).await {
-                        Some(Outcome::Data(data)) => out = data.bytes,
+                        Some(Outcome::Data(data)) => out = data.bytes.to_vec(),
                         _ => break,
                     },
                     ReadNow::Failed(e) => panic!("{e}"),

@@ -4,14 +4,15 @@ use std::fmt::Write as _;
 use std::io::IsTerminal;
 
 use anyhow::{Context, bail};
+use blockd::config::ByteSize;
+use blockd::program::{print, print_json};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::open::{self, Access};
-use super::{print, print_json};
 use crate::check::{CheckOptions, Progress, Report, check};
-use crate::config::{ByteSize, Place};
+use crate::config::Place;
 use crate::disk::BLOCK_BYTES;
 
 /// Problems printed as text; JSON has all of them.

@@ -3,10 +3,12 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use anyhow::{Context, bail};
+use blockd::config::ByteSize;
+use blockd::program::print;
 use clap::Args;
 
 use super::open::{self, Access};
-use crate::config::{ByteSize, Place, Where};
+use crate::config::{Place, Where};
 use crate::disk::{BLOCK_BYTES, Disk};
 use crate::layout::{MkfsError, MkfsOptions, mkfs};
 
@@ -110,7 +112,7 @@ pub(super) fn run(args: &MkfsArgs) -> anyhow::Result<()> {
     let size = ByteSize(disk.blocks() * BLOCK_BYTES as u64);
     let description = opened.description.clone();
     opened.close()?;
-    super::print(&format!("made a filesystem on {description}, {size}\n"))
+    print(&format!("made a filesystem on {description}, {size}\n"))
 }
 
 /// A disk known to hold nothing: discarding all of it is done already.

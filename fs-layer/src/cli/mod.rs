@@ -12,6 +12,7 @@ mod nfs;
 mod open;
 mod running;
 mod serve;
+mod service;
 mod signals;
 mod status;
 
@@ -19,6 +20,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use blockd::program::{StdoutClosed, explain};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -119,36 +121,6 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// The error and its causes, each said once: many errors name their cause themselves and hand it on as well.
-fn explain(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
-        }
-    }
-    text
-}
-
-/// Nobody reads our output any more.
-#[derive(Debug, thiserror::Error)]
-#[error("stdout is closed")]
-struct StdoutClosed;
-
-/// Writes to stdout.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
-        other => Ok(other?),
-    }
-}
-
-/// Writes a value to stdout as JSON.
-fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
 #[cfg(test)]

@@ -3,15 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use blockd::config::ByteSize;
 use clap::{ArgMatches, Args};
 use serde::{Deserialize, Serialize};
 
-use super::background::Background;
 use super::open::{self, Access};
-use super::running::{self, Running};
-use super::signals::Signals;
-use super::{LogLevel, print};
-use crate::config::{ByteSize, Place, merge_file};
+use super::service::{CommonSettings, ServiceArgs};
 use crate::export::fuse::{self, FuseOptions, Sharing};
 
 #[derive(Args, Debug)]
@@ -29,17 +26,8 @@ pub(super) struct MountArgs {
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 
-    /// Go to the background once it is mounted
-    #[arg(long)]
-    daemon: bool,
-
-    /// TOML file with any of the settings below
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-
-    /// Print the settings as they come out of file, environment and flags, and do nothing else
-    #[arg(long)]
-    print_config: bool,
+    #[command(flatten)]
+    service: ServiceArgs,
 
     #[command(flatten)]
     settings: MountSettings,
@@ -51,7 +39,7 @@ pub(super) struct MountArgs {
 struct MountSettings {
     #[command(flatten)]
     #[serde(flatten)]
-    place: Place,
+    common: CommonSettings,
 
     /// Refuse changes
     #[arg(long, help_heading = "The mount")]
@@ -76,37 +64,13 @@ struct MountSettings {
     /// How far the kernel reads ahead
     #[arg(long, value_name = "SIZE", default_value = "4MiB", help_heading = "The mount")]
     read_ahead: ByteSize,
-
-    #[command(flatten)]
-    #[serde(flatten)]
-    memory: open::TreeSettings,
-
-    /// What is logged to stderr
-    #[arg(long, value_name = "LEVEL", default_value = "info", help_heading = "Messages")]
-    log_level: LogLevel,
-
-    /// Where messages go with --daemon [default: <data>/fsd.log]
-    #[arg(long, value_name = "FILE", help_heading = "Messages")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_file: Option<PathBuf>,
 }
 
 pub(super) fn run(args: MountArgs, matches: &ArgMatches) -> anyhow::Result<()> {
-    let mut settings = match &args.config {
-        Some(path) => merge_file(&args.settings, matches, path)?,
-        None => args.settings,
-    };
-    if args.print_config {
-        return print(&toml::to_string(&settings)?);
-    }
-    // In the background, and in messages, other working directories do not matter.
-    settings.place.make_absolute().context("cannot tell the working directory; give whole paths")?;
+    let Some(mut settings) = args.service.settle(args.settings, matches)? else { return Ok(()) };
     let directory =
         std::path::absolute(&args.directory).context("cannot tell the working directory; give DIR as a whole path")?;
-    let signals = Signals::catch();
-    let background = if args.daemon { Some(Background::split().context("cannot go to the background")?) } else { None };
-    settings.log_level.start();
-    running::abort_on_panic();
+    let beginning = args.service.begin(&mut settings.common)?;
     if fuse::clear_dead(&directory)
         .with_context(|| format!("cannot unmount what is left on {}", directory.display()))?
     {
@@ -114,7 +78,7 @@ pub(super) fn run(args: MountArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
 
     let access = if settings.read_only { Access::Read } else { Access::Write };
-    let opened = open::tree(&settings.place, access, &settings.memory)?;
+    let opened = open::tree(&settings.common.place, access, &settings.common.tree)?;
     let options = FuseOptions {
         source: opened.description().to_owned(),
         sharing: Sharing::Alone,
@@ -128,13 +92,7 @@ pub(super) fn run(args: MountArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let mounted = fuse::mount(opened.tree(), &directory, &options)?;
     let stopper = mounted.stopper();
     let exports = vec![format!("mounted on {}", directory.display())];
-    let running = Running::start(&settings.place, &opened, exports)?;
-    running.announce()?;
-    if let Some(background) = background {
-        let log = settings.log_file.unwrap_or_else(|| settings.place.data.join("fsd.log"));
-        background.ready(&log).with_context(|| format!("cannot log to {}", log.display()))?;
-    }
-    running::on_signal(signals, move || match stopper.unmount() {
+    let running = beginning.ready(&settings.common, &opened, exports, move || match stopper.unmount() {
         Ok(true) => {}
         Ok(false) => tracing::warn!("files in the mount are still open; ending when the last is closed"),
         Err(error) => tracing::error!("cannot unmount {}: {error}", directory.display()),

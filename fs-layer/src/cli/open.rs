@@ -8,11 +8,12 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use blockd::config::ByteSize;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::admin::CountedTree;
-use crate::config::{ByteSize, Place, Where};
+use crate::config::{Place, Where};
 use crate::disk::nbd::{NbdDisk, NbdOptions};
 use crate::disk::{CountedDisk, Disk, FileDisk};
 use crate::vfs::{Filesystem, OpenOptions, Vfs};
@@ -107,8 +108,8 @@ pub(super) fn tree(place: &Place, access: Access, settings: &TreeSettings) -> an
     let disk = disk(place, access)?;
     let options = OpenOptions {
         read_only: access == Access::Read,
-        metadata_bytes: usize::try_from(settings.block_cache.0).unwrap_or(usize::MAX),
-        page_bytes: usize::try_from(settings.page_cache.0).unwrap_or(usize::MAX),
+        metadata_bytes: settings.block_cache.as_usize(),
+        page_bytes: settings.page_cache.as_usize(),
         access_times: !settings.no_access_times,
         // Clients of NFS that ask for their open files after a restart; FUSE ends this at once.
         recovers_holds: true,

@@ -4,6 +4,7 @@ use std::sync::Weak;
 use std::time::Instant;
 
 use anyhow::Context;
+use blockd::program::{notify, print};
 
 use super::open::OpenedTree;
 use super::signals::Signals;
@@ -52,7 +53,7 @@ impl Running {
     /// Says on stdout, and to the service manager, that all is ready.
     pub(super) fn announce(&self) -> anyhow::Result<()> {
         notify("READY=1");
-        super::print(&self.ready)
+        print(&self.ready)
     }
 
     /// Answers nobody any more.
@@ -86,20 +87,4 @@ pub(super) fn abort_on_panic() {
         eprintln!("fsd: this must not happen; ending, so that a restart recovers from the journal");
         std::process::abort();
     }));
-}
-
-/// Tells the service manager (sd_notify). Without one nothing happens.
-fn notify(state: &str) {
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::ffi::OsStrExt;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let address = match name.as_bytes() {
-        [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest),
-        _ => SocketAddr::from_pathname(&name),
-    };
-    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
-    if let Err(error) = sent {
-        tracing::debug!(%error, "the service manager could not be told {state}");
-    }
 }

@@ -8,13 +8,9 @@ use anyhow::Context;
 use clap::{ArgMatches, Args};
 use serde::{Deserialize, Serialize};
 
-use super::background::Background;
 use super::nfs::{Nfs, NfsSettings};
 use super::open::{self, Access};
-use super::running::{self, Running};
-use super::signals::Signals;
-use super::{LogLevel, print};
-use crate::config::{Place, merge_file};
+use super::service::{CommonSettings, ServiceArgs};
 use crate::export::fuse::{self, FuseOptions, Mounted, Sharing};
 
 #[derive(Args, Debug)]
@@ -30,17 +26,8 @@ trusts the numbers that clients say, so let only hosts connect that you trust, w
 Only one fsd at a time may have a filesystem. Every flag under a heading is also a key of the configuration file, without the dashes
 before it. SIGTERM and SIGINT shut down in order, a second one ends at once; clients wait, and go on after the next start.")]
 pub(super) struct ServeArgs {
-    /// Go to the background once clients can connect
-    #[arg(long)]
-    daemon: bool,
-
-    /// TOML file with any of the settings below
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-
-    /// Print the settings as they come out of file, environment and flags, and do nothing else
-    #[arg(long)]
-    print_config: bool,
+    #[command(flatten)]
+    service: ServiceArgs,
 
     #[command(flatten)]
     settings: ServeSettings,
@@ -52,7 +39,7 @@ pub(super) struct ServeArgs {
 struct ServeSettings {
     #[command(flatten)]
     #[serde(flatten)]
-    place: Place,
+    common: CommonSettings,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -62,54 +49,25 @@ struct ServeSettings {
     #[arg(long, value_name = "DIR", help_heading = "Exports")]
     #[serde(skip_serializing_if = "Option::is_none")]
     mount: Option<PathBuf>,
-
-    #[command(flatten)]
-    #[serde(flatten)]
-    memory: open::TreeSettings,
-
-    /// What is logged to stderr
-    #[arg(long, value_name = "LEVEL", default_value = "info", help_heading = "Messages")]
-    log_level: LogLevel,
-
-    /// Where messages go with --daemon [default: <data>/fsd.log]
-    #[arg(long, value_name = "FILE", help_heading = "Messages")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_file: Option<PathBuf>,
 }
 
 pub(super) fn run(args: ServeArgs, matches: &ArgMatches) -> anyhow::Result<()> {
-    let mut settings = match &args.config {
-        Some(path) => merge_file(&args.settings, matches, path)?,
-        None => args.settings,
-    };
-    if args.print_config {
-        return print(&toml::to_string(&settings)?);
-    }
-    settings.place.make_absolute().context("cannot tell the working directory; give whole paths")?;
+    let Some(mut settings) = args.service.settle(args.settings, matches)? else { return Ok(()) };
     if let Some(directory) = &mut settings.mount {
         *directory = std::path::absolute(&*directory).context("cannot tell the working directory; give whole paths")?;
     }
-    let signals = Signals::catch();
-    let background = if args.daemon { Some(Background::split().context("cannot go to the background")?) } else { None };
-    settings.log_level.start();
-    running::abort_on_panic();
+    let beginning = args.service.begin(&mut settings.common)?;
 
     let read_only = settings.nfs.read_only && settings.mount.is_none();
     let access = if read_only { Access::Read } else { Access::Write };
-    let opened = open::tree(&settings.place, access, &settings.memory)?;
+    let opened = open::tree(&settings.common.place, access, &settings.common.tree)?;
     let mounted = settings.mount.as_ref().map(|directory| mount(directory, &opened)).transpose()?;
-    let nfs = Nfs::start(opened.tree(), &settings.nfs, &settings.place.data)?;
+    let nfs = Nfs::start(opened.tree(), &settings.nfs, &settings.common.place.data)?;
     let mut exports: Vec<String> =
         nfs.addresses().iter().map(|(name, at): &(&str, SocketAddr)| format!("{name} on {at}")).collect();
     exports.extend(settings.mount.iter().map(|directory| format!("mounted on {}", directory.display())));
-    let running = Running::start(&settings.place, &opened, exports)?;
-    running.announce()?;
-    if let Some(background) = background {
-        let log = settings.log_file.unwrap_or_else(|| settings.place.data.join("fsd.log"));
-        background.ready(&log).with_context(|| format!("cannot log to {}", log.display()))?;
-    }
     let (stop, stopped) = mpsc::channel();
-    running::on_signal(signals, move || {
+    let running = beginning.ready(&settings.common, &opened, exports, move || {
         let _ = stop.send(());
     })?;
     // A sender that is gone means the same.

@@ -5,11 +5,11 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use blockd::program::text::{bytes, seconds};
+use blockd::program::{print, print_json};
 use clap::Args;
 
-use super::{print, print_json};
 use crate::admin::{Status, ask};
-use crate::config::ByteSize;
 
 /// Time between the two samples of a single look.
 const GLANCE: Duration = Duration::from_millis(500);
@@ -61,18 +61,18 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
 
 /// Two looks at one fsd, for people.
 fn render(before: &Status, now: &Status, between: Duration) -> String {
-    let seconds = between.as_secs_f64().max(1e-3);
-    let rate = |of: fn(&Status) -> u64| of(now).saturating_sub(of(before)) as f64 / seconds;
+    let elapsed = between.as_secs_f64().max(1e-3);
+    let rate = |of: fn(&Status) -> u64| of(now).saturating_sub(of(before)) as f64 / elapsed;
     let mut text = String::new();
     let read_only = if now.read_only { ", read-only" } else { "" };
-    let _ = writeln!(text, "fsd {} (process {}), up {}{read_only}", now.version, now.pid, uptime(now.uptime_s));
+    let _ = writeln!(text, "fsd {} (process {}), up {}{read_only}", now.version, now.pid, seconds(now.uptime_s as f64));
     let _ = writeln!(text, "disk     {}", now.disk);
     for export in &now.exports {
         let _ = writeln!(text, "export   {export}");
     }
     let used = now.bytes_total.saturating_sub(now.bytes_free);
     let files = now.files_total.saturating_sub(now.files_free);
-    let _ = writeln!(text, "stored   {} of {} in {files} files", rounded(used), rounded(now.bytes_total));
+    let _ = writeln!(text, "stored   {} of {} in {files} files", bytes(used), bytes(now.bytes_total));
     let _ = writeln!(
         text,
         "calls/s  lookups {:.0}, stats {:.0}, listings {:.0}, changes {:.0}, syncs {:.0}; {} files open",
@@ -86,9 +86,9 @@ fn render(before: &Status, now: &Status, between: Duration) -> String {
     let _ = writeln!(
         text,
         "data/s   read {} in {:.0} calls, written {} in {:.0} calls",
-        rounded(rate(|s| s.tree.read_bytes) as u64),
+        bytes(rate(|s| s.tree.read_bytes)),
         rate(|s| s.tree.reads),
-        rounded(rate(|s| s.tree.write_bytes) as u64),
+        bytes(rate(|s| s.tree.write_bytes)),
         rate(|s| s.tree.writes),
     );
     let flushes = now.on_disk.flushes.saturating_sub(before.on_disk.flushes);
@@ -96,10 +96,10 @@ fn render(before: &Status, now: &Status, between: Duration) -> String {
     let _ = writeln!(
         text,
         "disk/s   read {}, written {}, discarded {}, {:.0} flushes{}",
-        rounded(rate(|s| s.on_disk.read_bytes) as u64),
-        rounded(rate(|s| s.on_disk.write_bytes) as u64),
-        rounded(rate(|s| s.on_disk.discard_bytes) as u64),
-        flushes as f64 / seconds,
+        bytes(rate(|s| s.on_disk.read_bytes)),
+        bytes(rate(|s| s.on_disk.write_bytes)),
+        bytes(rate(|s| s.on_disk.discard_bytes)),
+        flushes as f64 / elapsed,
         flush_us.checked_div(flushes).map_or_else(String::new, |each| format!(" of {each} µs")),
     );
     let errors = now.on_disk.errors + now.tree.io_errors;
@@ -111,39 +111,4 @@ fn render(before: &Status, now: &Status, between: Duration) -> String {
         );
     }
     text
-}
-
-fn uptime(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} s"),
-        (0, 0, _) => format!("{minutes} min"),
-        (0, ..) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} d {hours} h"),
-    }
-}
-
-/// A size to look at, not to compute with.
-fn rounded(bytes: u64) -> String {
-    let power = (64 - bytes.leading_zeros()).saturating_sub(1) / 10;
-    let whole = 1_u64 << (10 * power);
-    if power == 0 || bytes.is_multiple_of(whole) {
-        return ByteSize(bytes).to_string();
-    }
-    let unit = ["", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"][power as usize];
-    format!("{:.1}{unit}", bytes as f64 / whole as f64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_short() {
-        for (bytes, text) in
-            [(0, "0"), (1000, "1000"), (1024, "1KiB"), (1536, "1.5KiB"), (1 << 60, "1EiB"), (u64::MAX, "16.0EiB")]
-        {
-            assert_eq!(rounded(bytes), text);
-        }
-    }
 }

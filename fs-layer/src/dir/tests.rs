@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use proptest::prelude::*;
 
 use super::*;
-use crate::tree::testing::{MemoryBlocks, PlainBlocks, golden, time};
+use crate::tree::testing::{MemoryBlocks, PlainBlocks, damage, golden, time};
 
 const AREA: usize = 3600;
 
@@ -156,28 +156,14 @@ proptest! {
     #[test]
     fn damage_is_an_error(
         entries in 0..600u64,
-        in_area in any::<bool>(),
-        which in any::<prop::sample::Index>(),
-        bytes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
-        at_the_start in any::<bool>(),
+        damage in damage(),
     ) {
         let mut blocks = MemoryBlocks::new();
         let mut area = empty(600, false);
         for n in 0..entries {
             insert(&mut blocks, &mut area, &name(n), target(n)).unwrap();
         }
-        let spoil = |node: &mut [u8]| {
-            let reach = if at_the_start { 24.min(node.len()) } else { node.len() };
-            for (at, byte) in &bytes {
-                node[at.index(reach)] = *byte;
-            }
-        };
-        if in_area || blocks.len() == 0 {
-            spoil(&mut area);
-        } else {
-            let addresses = blocks.addresses();
-            blocks.overwrite(*which.get(&addresses), |body| spoil(body));
-        }
+        damage.strike(&mut blocks, &mut area);
         survive(&mut blocks, &mut area, entries);
     }
 

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::tree::testing::{MemoryBlocks, PlainBlocks, golden, time};
+use crate::tree::testing::{MemoryBlocks, PlainBlocks, damage, golden, time};
 
 fn empty(bytes: usize) -> Vec<u8> {
     let mut area = vec![0; bytes];
@@ -207,26 +207,12 @@ proptest! {
     #[test]
     fn damage_is_an_error(
         extents in 1..700u64,
-        in_area in any::<bool>(),
-        which in any::<prop::sample::Index>(),
-        bytes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
-        at_the_start in any::<bool>(),
+        damage in damage(),
     ) {
         let mut blocks = MemoryBlocks::new();
         let mut area = empty(600);
         scatter(&mut blocks, &mut area, extents);
-        let spoil = |node: &mut [u8]| {
-            let reach = if at_the_start { 24.min(node.len()) } else { node.len() };
-            for (at, byte) in &bytes {
-                node[at.index(reach)] = *byte;
-            }
-        };
-        if in_area || blocks.len() == 0 {
-            spoil(&mut area);
-        } else {
-            let addresses = blocks.addresses();
-            blocks.overwrite(*which.get(&addresses), |body| spoil(body));
-        }
+        damage.strike(&mut blocks, &mut area);
         survive(&mut blocks, &mut area, extents);
     }
 

@@ -4,6 +4,9 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use proptest::prelude::*;
+use proptest::sample::Index;
+
 use crate::blocks::{BODY_BYTES, BlockKind, Body, ReadBlocks, WriteBlocks};
 use crate::disk::BlockAddress;
 use crate::vfs::{Result, VfsError};
@@ -42,9 +45,46 @@ impl MemoryBlocks {
         (read.union(&changed).count(), changed.len())
     }
 
-    /// Puts bytes where no tree would.
-    pub fn overwrite(&mut self, at: BlockAddress, change: impl FnOnce(&mut Body)) {
+    fn overwrite(&mut self, at: BlockAddress, change: impl FnOnce(&mut Body)) {
         change(Arc::make_mut(&mut self.blocks.get_mut(&at).expect("a block").1));
+    }
+}
+
+/// Wrong bytes in one node of a tree: in its area, or in one of its blocks.
+#[derive(Clone, Debug)]
+pub struct Damage {
+    in_area: bool,
+    which: Index,
+    bytes: Vec<(Index, u8)>,
+    in_the_header: bool,
+}
+
+/// Any damage.
+pub fn damage() -> impl Strategy<Value = Damage> {
+    let bytes = prop::collection::vec((any::<Index>(), any::<u8>()), 1..20);
+    (any::<bool>(), any::<Index>(), bytes, any::<bool>()).prop_map(|(in_area, which, bytes, in_the_header)| Damage {
+        in_area,
+        which,
+        bytes,
+        in_the_header,
+    })
+}
+
+impl Damage {
+    /// Puts the bytes where no tree would.
+    pub fn strike(&self, blocks: &mut MemoryBlocks, area: &mut [u8]) {
+        let spoil = |node: &mut [u8]| {
+            let reach = if self.in_the_header { 24.min(node.len()) } else { node.len() };
+            for (at, byte) in &self.bytes {
+                node[at.index(reach)] = *byte;
+            }
+        };
+        if self.in_area || blocks.len() == 0 {
+            spoil(area);
+        } else {
+            let addresses = blocks.addresses();
+            blocks.overwrite(*self.which.get(&addresses), |body| spoil(body));
+        }
     }
 }
 

@@ -150,7 +150,7 @@ fn keep(device: Device, served: Served, signals: &OwnedFd) -> anyhow::Result<()>
             Some(_) => match write_out(device) {
                 // Nobody else can mount it before it is gone.
                 Ok(_claimed) => return served.end().with_context(failed),
-                Err(error) => drop(writeln!(io::stderr(), "blockd: {}", crate::explain::explain(&error))),
+                Err(error) => drop(writeln!(io::stderr(), "blockd: {}", crate::program::explain(&error))),
             },
         }
     }

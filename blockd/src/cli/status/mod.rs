@@ -11,8 +11,9 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::{ClientArgs, print, print_json};
+use super::ClientArgs;
 use crate::admin::api::Status;
+use crate::program::{print, print_json};
 use rates::{Rates, rates};
 
 /// Time between the two samples of a single look.

@@ -1,9 +1,9 @@
 //! The status as text.
 
-use super::super::text::{Align, Table, bytes, count, date, seconds};
 use super::super::volume::state;
 use super::rates::{Rates, VolumeRates};
 use crate::admin::api::{FollowStatus, Status, VolumeStatus};
+use crate::program::text::{Align, Table, bytes, count, date, seconds};
 use crate::volume::VolumeStats;
 
 /// The whole page.

@@ -8,12 +8,13 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Args;
 
+use super::super::ClientArgs;
 use super::super::snapshot::{Source, parse_source};
 use super::super::volume::parse_name;
-use super::super::{ClientArgs, print, print_json};
 use super::format::{self, Format};
 use super::increment::{self, Identity};
 use super::{Summary, attach, failed, progress, qemu, raw, uri};
+use crate::program::{print, print_json};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\

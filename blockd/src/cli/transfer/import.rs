@@ -8,13 +8,14 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Args;
 
+use super::super::ClientArgs;
 use super::super::volume::{NewVolumeArgs, parse_name};
-use super::super::{ClientArgs, print, print_json};
 use super::format::{self, Format};
 use super::increment::{self, Increment};
 use super::{Summary, attach, failed, progress, qemu, raw, uri};
 use crate::admin::api::DaemonInfo;
 use crate::config::ByteSize;
+use crate::program::{print, print_json};
 use crate::types::BLOCK_SIZE;
 
 #[derive(Args, Debug)]

@@ -17,9 +17,9 @@ use std::io;
 use anyhow::{anyhow, bail};
 use serde::Serialize;
 
-use super::text;
 use crate::admin::api::DaemonInfo;
 use crate::export::nbd::client::NbdClient;
+use crate::program::text;
 
 pub(super) use export::{ExportArgs, run as export};
 pub(super) use import::{ImportArgs, run as import};

@@ -778,18 +778,18 @@ impl Session {
         let mut bytes = Vec::with_capacity(len as usize);
         match device.read(token, offset, len, &mut bytes) {
             ReadNow::Pending => {}
-            ReadNow::Ready { .. } => self.read_is_there(slot, bytes, device, out),
+            ReadNow::Ready { .. } => self.read_is_there(slot, &bytes, device, out),
             ReadNow::Failed(error) => self.io_failed(slot, &error, out),
         }
     }
 
     /// The data of a read, wherever it goes.
-    fn read_is_there(&mut self, slot: u16, bytes: Vec<u8>, device: &mut dyn Device, out: &mut Vec<u8>) {
+    fn read_is_there(&mut self, slot: u16, bytes: &[u8], device: &mut dyn Device, out: &mut Vec<u8>) {
         let Some(running) = self.running[usize::from(slot)].as_mut() else { return };
         let cid = running.command.cid.get();
         match &mut running.stage {
             Stage::Read => {
-                self.framing.put_data(out, cid, &bytes, !self.flow_control);
+                self.framing.put_data(out, cid, bytes, !self.flow_control);
                 self.finish_read(slot, out);
             }
             Stage::Verify => self.finish(slot, Status::SUCCESS, 0, out),
@@ -798,7 +798,7 @@ impl Session {
                 self.finish(slot, status, 0, out);
             }
             Stage::Copy { data, .. } => {
-                data.extend_from_slice(&bytes);
+                data.extend_from_slice(bytes);
                 self.copy_on(slot, device, out);
             }
             _ => debug_assert!(false, "data for a command that reads nothing"),
@@ -920,7 +920,7 @@ impl Session {
             return;
         }
         match result {
-            Ok(Outcome::Data(data)) => self.read_is_there(slot, data.bytes, device, out),
+            Ok(Outcome::Data(data)) => self.read_is_there(slot, &data.bytes, device, out),
             Ok(Outcome::Done | Outcome::Extents(_)) => {
                 if let Stage::FusedSecond { first, .. } = running.stage {
                     self.finish(first, Status::SUCCESS, 0, out);

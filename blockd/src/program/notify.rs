@@ -4,7 +4,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// Sends `state`, for instance `READY=1`. Without a service manager, or without its ear, nothing happens.
-pub(crate) fn notify(state: &str) {
+pub fn notify(state: &str) {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(name.as_encoded_bytes(), state) {
         tracing::debug!(%error, "the service manager could not be told {state}");

@@ -71,6 +71,7 @@ pub fn date(unix_ms: u64) -> String {
 
 /// Numbers that are shown.
 pub trait Figure {
+    /// The number.
     fn value(self) -> f64;
 }
 
@@ -89,7 +90,9 @@ impl Figure for u64 {
 /// On which side of its column a value stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
+    /// Words.
     Left,
+    /// Figures.
     Right,
 }
 
@@ -100,6 +103,7 @@ pub struct Table {
 }
 
 impl Table {
+    /// A table with these titles and no rows.
     pub fn new(columns: &[(&str, Align)]) -> Self {
         Self {
             aligns: columns.iter().map(|(_, align)| *align).collect(),
@@ -107,6 +111,7 @@ impl Table {
         }
     }
 
+    /// Adds a row; it must have a value for each column.
     pub fn row(&mut self, values: impl IntoIterator<Item = String>) {
         let row: Vec<String> = values.into_iter().collect();
         assert_eq!(row.len(), self.aligns.len(), "a value for each column");

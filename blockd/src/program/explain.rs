@@ -14,7 +14,7 @@ pub fn explain(error: &anyhow::Error) -> String {
     text
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "engine"))]
 mod tests {
     use super::*;
     use crate::store::{StoreError, StoreErrorKind};
