@@ -10,54 +10,122 @@ use bytes::Bytes;
 use crate::types::BLOCK;
 
 /// Buffers of these sizes, in bytes, are kept for [`AlignedBuf::for_overwrite`] when they are dropped: large enough
-/// that mapping, faulting and zeroing them costs more than filling them.
-const RECYCLED: std::ops::RangeInclusive<usize> = (64 << 10)..=(18 << 20);
+/// that mapping, faulting and zeroing them costs more than filling them. They have mappings of their own.
+const RECYCLED: std::ops::RangeInclusive<usize> = (64 << 10)..=(20 << 20);
 /// Bytes kept at most.
 const POOL_BYTES: usize = 80 << 20;
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { buffers: Vec::new(), bytes: 0 });
+static POOL: Mutex<Pool> = Mutex::new(Pool { kept: Vec::new(), bytes: 0 });
 
+/// Memory that was used and may be again, the least recently used first.
 struct Pool {
-    /// Never dropped from here, so that dropping cannot come back to the pool.
-    buffers: Vec<std::mem::ManuallyDrop<AlignedBuf>>,
+    kept: Vec<Memory>,
     bytes: usize,
+}
+
+impl Pool {
+    fn take(&mut self, size: usize) -> Option<Memory> {
+        let index = self.kept.iter().rposition(|memory| memory.size == size)?;
+        self.bytes -= size;
+        Some(self.kept.remove(index))
+    }
+
+    fn keep(&mut self, memory: Memory) {
+        self.bytes += memory.size;
+        self.kept.push(memory);
+        while self.bytes > POOL_BYTES {
+            let oldest = self.kept.remove(0);
+            self.bytes -= oldest.size;
+            oldest.free();
+        }
+    }
+}
+
+/// Initialised memory aligned to blocks, which whoever has this owns. Not given back by itself.
+struct Memory {
+    ptr: NonNull<u8>,
+    size: usize,
+    /// Has a mapping of its own; else it is the allocator's.
+    mapped: bool,
+}
+
+// SAFETY: it owns its memory exclusively, as a `Box<[u8]>` does.
+unsafe impl Send for Memory {}
+// SAFETY: shared access is read-only, as for a `Box<[u8]>`.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// How much is taken for a buffer of `len` bytes: of large ones there are few sizes, so that one can serve for another.
+    fn size_for(len: usize) -> usize {
+        let len = len.max(1).next_multiple_of(BLOCK);
+        if len < *RECYCLED.start() { len } else { len.next_multiple_of((len.next_power_of_two() / 8).max(BLOCK)) }
+    }
+
+    /// All zeroes. `flags` go with a mapping.
+    fn fresh(size: usize, flags: libc::c_int) -> Self {
+        if RECYCLED.contains(&size)
+            && let Some(ptr) = Self::map(size, flags)
+        {
+            return Self { ptr, size, mapped: true };
+        }
+        // SAFETY: the layout has a non-zero size.
+        let ptr = NonNull::new(unsafe { alloc_zeroed(Self::layout(size)) });
+        let Some(ptr) = ptr else { handle_alloc_error(Self::layout(size)) };
+        Self { ptr, size, mapped: false }
+    }
+
+    /// Fresh pages of the kernel, which are zero and, unless `flags` say otherwise, cost nothing before they are used. There is a limit to the number of
+    /// mappings. Huge pages are not asked for: where a hypervisor takes free ones back, clearing a new one takes longer than
+    /// fetching what it is for.
+    fn map(size: usize, flags: libc::c_int) -> Option<NonNull<u8>> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED { None } else { NonNull::new(start.cast::<u8>()) }
+    }
+
+    fn free(self) {
+        // SAFETY: allocated in `fresh` in the same way, and nobody has it any more.
+        unsafe {
+            if self.mapped {
+                libc::munmap(self.ptr.as_ptr().cast(), self.size);
+            } else {
+                dealloc(self.ptr.as_ptr(), Self::layout(self.size));
+            }
+        }
+    }
+
+    fn layout(size: usize) -> Layout {
+        // The size comes from a Rust allocation request, somewhat rounded; it cannot overflow isize here.
+        Layout::from_size_align(size, BLOCK).expect("buffer length fits the address space")
+    }
 }
 
 /// A heap buffer aligned to, and sized in multiples of, 4 KiB.
 ///
 /// Memory is always initialised: zeroed, or what an earlier owner left.
 pub struct AlignedBuf {
-    ptr: NonNull<u8>,
+    memory: std::mem::ManuallyDrop<Memory>,
     len: usize,
 }
-
-// SAFETY: the buffer owns its memory exclusively, as a `Box<[u8]>` does.
-unsafe impl Send for AlignedBuf {}
-// SAFETY: shared access is read-only, as for a `Box<[u8]>`.
-unsafe impl Sync for AlignedBuf {}
 
 impl AlignedBuf {
     /// A zeroed buffer of `len` bytes rounded up to whole blocks (at least one block).
     pub fn zeroed(len: usize) -> Self {
-        let len = len.max(1).next_multiple_of(BLOCK);
-        let layout = Self::layout(len);
-        // SAFETY: the layout has a non-zero size.
-        let raw = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
-        Self { ptr, len }
+        Self::of(Memory::fresh(Memory::size_for(len), 0), len)
     }
 
     /// A buffer as of [`AlignedBuf::zeroed`] whose contents are arbitrary, for data about to be received.
     pub fn for_overwrite(len: usize) -> Self {
-        let len = len.max(1).next_multiple_of(BLOCK);
-        if RECYCLED.contains(&len)
-            && let Ok(mut pool) = POOL.lock()
-            && let Some(index) = pool.buffers.iter().rposition(|buf| buf.len == len)
-        {
-            pool.bytes -= len;
-            return std::mem::ManuallyDrop::into_inner(pool.buffers.swap_remove(index));
-        }
-        Self::zeroed(len)
+        let size = Memory::size_for(len);
+        let used = || POOL.lock().ok()?.take(size);
+        let used = if RECYCLED.contains(&size) { used() } else { None };
+        Self::of(used.unwrap_or_else(|| Memory::fresh(size, libc::MAP_POPULATE)), len)
+    }
+
+    fn of(memory: Memory, len: usize) -> Self {
+        Self { memory: std::mem::ManuallyDrop::new(memory), len: len.max(1).next_multiple_of(BLOCK) }
     }
 
     /// A copy of `data`, zero-padded to whole blocks.
@@ -71,42 +139,31 @@ impl AlignedBuf {
     pub fn into_bytes(self, len: usize) -> Bytes {
         Bytes::from_owner(self).slice(..len)
     }
-
-    fn layout(len: usize) -> Layout {
-        // The length comes from a Rust allocation request rounded to 4 KiB; it cannot overflow isize here.
-        Layout::from_size_align(len, BLOCK).expect("buffer length fits the address space")
-    }
 }
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        if RECYCLED.contains(&self.len)
-            && let Ok(mut pool) = POOL.lock()
-            && pool.bytes + self.len <= POOL_BYTES
-        {
-            pool.bytes += self.len;
-            let (ptr, len) = (self.ptr, self.len);
-            // The pool's buffer takes the memory over; nothing of `self` is used any more.
-            pool.buffers.push(std::mem::ManuallyDrop::new(Self { ptr, len }));
-            return;
+        // SAFETY: nothing of `self` is used after this.
+        let memory = unsafe { std::mem::ManuallyDrop::take(&mut self.memory) };
+        match POOL.lock() {
+            Ok(mut pool) if RECYCLED.contains(&memory.size) => pool.keep(memory),
+            _ => memory.free(),
         }
-        // SAFETY: allocated in `zeroed` with this very layout.
-        unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.len)) }
     }
 }
 
 impl Deref for AlignedBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: ptr is valid for len initialised bytes for the life of self.
-        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+        // SAFETY: the memory is valid for len initialised bytes for the life of self.
+        unsafe { std::slice::from_raw_parts(self.memory.ptr.as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.memory.ptr.as_ptr(), self.len) }
     }
 }
 
@@ -127,6 +184,8 @@ impl std::fmt::Debug for AlignedBuf {
 /// One owner appends (it holds the unique [`ArenaWriter`]); any number of [`Slice`]s read what was appended before
 /// they were made. Appended bytes never change.
 struct Arena {
+    /// Only its address and length are used while there is an arena: the bytes are reached as said above.
+    buf: std::mem::ManuallyDrop<AlignedBuf>,
     ptr: NonNull<u8>,
     len: usize,
 }
@@ -139,8 +198,8 @@ unsafe impl Sync for Arena {}
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: `ptr` and `len` come from an `AlignedBuf` taken apart in `ArenaWriter::from_buf`.
-        drop(AlignedBuf { ptr: self.ptr, len: self.len });
+        // SAFETY: nobody has a slice any more, and nothing of `self` is used after this.
+        unsafe { std::mem::ManuallyDrop::drop(&mut self.buf) };
     }
 }
 
@@ -157,8 +216,8 @@ impl ArenaWriter {
     }
 
     fn from_buf(buf: AlignedBuf, filled: usize) -> Self {
-        let buf = std::mem::ManuallyDrop::new(buf);
-        Self { arena: std::sync::Arc::new(Arena { ptr: buf.ptr, len: buf.len }), filled }
+        let (ptr, len) = (buf.memory.ptr, buf.len);
+        Self { arena: std::sync::Arc::new(Arena { buf: std::mem::ManuallyDrop::new(buf), ptr, len }), filled }
     }
 
     /// Bytes that still fit.

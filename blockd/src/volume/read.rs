@@ -434,8 +434,11 @@ impl Volume {
         let id = self.id_for();
         let backend = self.backend.clone();
         let missing = vec![Missing { at: 0, blocks: blocks as usize, from: From::Table(first) }];
-        let data = AlignedBuf::for_overwrite(blocks as usize * BLOCK);
-        self.spawn(async move { Done::Prefetched { id, result: backend.fetch(data, missing).await } });
+        self.spawn(async move {
+            // Here, where nobody waits for the memory.
+            let data = AlignedBuf::for_overwrite(blocks as usize * BLOCK);
+            Done::Prefetched { id, result: backend.fetch(data, missing).await }
+        });
         let since = self.log.accepted_lsn();
         // What is dirty now may leave the dirty map before the fetch ends, and the fetch may have seen the table from
         // before that: only what the dirty map does not know is worth keeping.

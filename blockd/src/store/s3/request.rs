@@ -1,6 +1,6 @@
 //! Single requests, each with its time limit, counted, and with its errors named.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use anyhow::anyhow;
 use aws_sdk_s3::primitives::ByteStream;
@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::super::{LIST_MAX, ListEntry, ObjectMeta, PutMode, Result, StoreError, StoreErrorKind, Version};
 use super::S3Store;
 use super::error::from_sdk;
+use crate::buf::AlignedBuf;
 
 /// Name of the metadata entry that tells the writes of a key apart (`x-amz-meta-blockd-mark`).
 const MARK: &str = "blockd-mark";
@@ -27,6 +28,26 @@ pub(super) struct Page {
     pub(super) entries: Vec<ListEntry>,
     /// There is more after it.
     pub(super) more: bool,
+}
+
+/// Answers of these lengths are received into memory that is used again.
+const RECEIVED_WHOLE: RangeInclusive<u64> = (64 << 10)..=(16 << 20);
+
+/// The body of an answer that is to be `len` bytes long.
+async fn receive(op: &'static str, key: &str, mut stream: ByteStream, len: usize) -> Result<Bytes> {
+    let mut body = AlignedBuf::for_overwrite(len);
+    let mut came = 0;
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|e| broken(op, key, format!("the answer broke off: {e}")))?;
+        if let Some(place) = body[..len].get_mut(came..came + piece.len()) {
+            place.copy_from_slice(&piece);
+        }
+        came += piece.len();
+    }
+    if came != len {
+        return Err(broken(op, key, format!("{came} bytes came of {len}")));
+    }
+    Ok(body.into_bytes(len))
 }
 
 fn broken(op: &'static str, key: &str, why: String) -> StoreError {
@@ -114,6 +135,9 @@ impl S3Store {
         let expected = range.map_or(len, |r| r.end - r.start);
         let mut stream = answer.body;
         let read = async {
+            if RECEIVED_WHOLE.contains(&expected) {
+                return receive(op, key, stream, expected as usize).await;
+            }
             // A length that lies must not make us allocate: beyond this the buffer grows with what really comes.
             let mut body = BytesMut::with_capacity(expected.min(64 << 20) as usize);
             while let Some(piece) = stream.next().await {
