@@ -1,12 +1,9 @@
 #!/usr/bin/env bash
 # Other people's programs over NFS, by the kernel's own client: pjdfstest, fsx, git and a C project's build, tar, SQLite, mappings.
 # PROGRAMS names some of them (pjdfstest fsx tree sqlite mmap), VERSIONS some of 4.2, 4.1, 3. LONG=1 has more of each, and all versions.
-# FSD_OPTIONS: further options of `fsd serve`.
-without_blockd=1
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/nfs-lib.sh"
 
-fsd=${FSD:-$bin/fsd}
-[ -x "$fsd" ] || die "$fsd is missing; run cargo build --release --workspace"
 mkdir -p "$work/share"
 for program in "pjdfstest 0.2.2" "fsx 0.3.2"; do
     # shellcheck disable=SC2086
@@ -28,25 +25,6 @@ for part in README LICENSE '*.c' .; do
 done
 git clone -q --bare --no-hardlinks "$work/bzip2" "$work/share/bzip2.git"
 
-free_port >"$work/port"
-"$fsd" mkfs --data "$work/fsd" --disk "$work/disk" --size 1TiB >/dev/null
-# shellcheck disable=SC2086
-"$fsd" serve --data "$work/fsd" --disk "$work/disk" --nfs "127.0.0.1:$(cat "$work/port")" --no-root-squash --lease 15 ${FSD_OPTIONS:-} \
-    >"$work/daemon.ready" 2>>"$work/daemon.log" </dev/null &
-echo $! >"$work/daemon.pid"
-disown
-tries=0
-until [ -s "$work/daemon.ready" ]; do
-    kill -0 "$(cat "$work/daemon.pid")" 2>/dev/null || die "fsd does not start"
-    tries=$((tries + 1))
-    [ $tries -lt 1200 ] || die "fsd does not get ready"
-    sleep 0.05
-done
 limit=900
 [ -z "$long" ] || limit=7200
-code=0
-guest --mem 1536 --timeout "${TIMEOUT:-$limit}" --env NFS_PORT="$(cat "$work/port")" --env PROGRAMS="${PROGRAMS:-}" --env VERSIONS="${VERSIONS:-}" \
-    --env PJDFSTEST="${PJDFSTEST:-}" || code=$?
-kill_daemon TERM
-[ $code != 0 ] || "$fsd" check --data "$work/fsd" --disk "$work/disk" || code=$?
-exit $code
+fsd_test --mem 1536 --timeout "${TIMEOUT:-$limit}" --env PROGRAMS="${PROGRAMS:-}" --env VERSIONS="${VERSIONS:-}" --env PJDFSTEST="${PJDFSTEST:-}"

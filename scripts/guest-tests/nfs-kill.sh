@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# fsd is killed with SIGKILL, again and again, while three NFS clients make, replace, rename, remove and lock files. None sees an error, what
+# was synced is there, locks stay whose they were, and fsd check finds nothing. ROUNDS: how many kills.
+. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/nfs-lib.sh"
+
+mkdir -p "$work/share"
+cp "$root"/scripts/fs-tests/{load.py,writer.py} "$work/share/"
+rounds=6
+[ -z "$long" ] || rounds=60
+fsd_test --timeout "${TIMEOUT:-3600}" --env ROUNDS="${ROUNDS:-$rounds}"
