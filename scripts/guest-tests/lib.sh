@@ -26,7 +26,7 @@ cleanup() {
     for child in ${children[@]+"${children[@]}"}; do kill "$child" 2>/dev/null || true; done
     [ ! -s "$work/daemon.pid" ] || kill -9 "$(cat "$work/daemon.pid")" 2>/dev/null || true
     if [ $status != 0 ] && [ -e "$work/daemon.log" ]; then
-        echo "--- what blockd said at last:" >&2
+        echo "--- what the daemon said at last:" >&2
         tail -n 20 "$work/daemon.log" >&2
     fi
     rm -rf "$work" "$sockets"

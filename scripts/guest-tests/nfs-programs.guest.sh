@@ -114,16 +114,18 @@ run_tree() {
     say "git: committed, packed, pushed, cloned again"
     rm -rf $n/again $n/pushed.git $n/bzip2
 
-    local from=/usr/include
-    [ -z "$LONG" ] || from=/usr/lib/python3.11
+    local from=/usr/include/x86_64-linux-gnu
+    [ -z "$LONG" ] || from=/usr/lib/python3
     mkdir $n/tree /tmp/tree
     tar -C $from -cf - . | tar -C $n/tree -xpf -
+    say "tar: unpacked"
     mount_again
     tar -C $from -cf - . | tar -C $n/tree -df - || fail "the unpacked tree differs"
+    say "tar: compared"
     tar -C $n/tree -cf $n/tree.tar .
     tar -C /tmp/tree -xpf $n/tree.tar
     diff -r --no-dereference $from /tmp/tree || fail "the packed tree differs"
-    say "tar: $(find $n/tree | wc -l) files in and out"
+    say "tar: packed; $(find $n/tree | wc -l) files in and out"
     rm -rf $n/tree /tmp/tree $n/tree.tar
 }
 
