@@ -33,6 +33,7 @@ def again(call, *paths, done):
     except FileNotFoundError:
         if not done():
             raise
+        print(f"{call.__name__} {paths[-1]}: done before, by a request that was not answered", file=sys.stderr)
 
 
 def work(mount, log, seed, worker, stop=None):

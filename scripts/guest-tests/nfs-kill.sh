@@ -6,6 +6,6 @@
 
 mkdir -p "$work/share"
 cp "$root"/scripts/fs-tests/{load.py,writer.py} "$work/share/"
-rounds=6
+rounds=4
 [ -z "$long" ] || rounds=60
 fsd_test --timeout "${TIMEOUT:-3600}" --env ROUNDS="${ROUNDS:-$rounds}"

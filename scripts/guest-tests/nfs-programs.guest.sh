@@ -72,8 +72,8 @@ pjdfstest() {
 }
 
 run_fsx() {
-    local operations=1500 seed=${FSX_SEED:-$RANDOM} flen before
-    [ -z "$LONG" ] || operations=30000
+    local operations=1000 seed=${FSX_SEED:-$RANDOM} flen before
+    [ -z "$LONG" ] || operations=10000
     for flen in 8192 262144 16777216; do
         {
             printf 'flen = %d\n[opsize]\nmin = 1\nmax = %d\n[weights]\n' $flen $((flen / 4 > 262144 ? 262144 : flen / 4))
@@ -131,7 +131,7 @@ run_tree() {
 
 # Several writers, of one client and of two.
 run_sqlite() {
-    local transactions=15 mode other pids pid place
+    local transactions=10 mode other pids pid place
     [ -z "$LONG" ] || transactions=300
     has_locks || { say "sqlite: version 3 has no locks here"; return; }
     for mode in delete wal; do
