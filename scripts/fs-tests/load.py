@@ -5,8 +5,7 @@ Each process has names of its own, so the last note on a name says what must be 
 fsd was killed has no note, and may have happened or not: it is noted with `?` before it begins.
 
 Usage: load.py run MOUNT LOG SEED WORKERS [STOP]; load.py verify MOUNT LOG. Without STOP the load ends when fsd is gone. With it, it ends
-when there is such a file, and sees no error before, as over NFS: clients wait for the server. What has no error there is a removal or
-renaming that was done already, by the same request before the server was killed; a new server does not know the requests of the old one.
+when there is such a file, and must see no error before, as over NFS: clients wait for the server.
 """
 import glob
 import multiprocessing
@@ -26,16 +25,6 @@ def sync_dir(path):
     os.close(fd)
 
 
-def again(call, *paths, done):
-    """A change that may come to the server twice; `done` says whether it has happened."""
-    try:
-        call(*paths)
-    except FileNotFoundError:
-        if not done():
-            raise
-        print(f"{call.__name__} {paths[-1]}: done before, by a request that was not answered", file=sys.stderr)
-
-
 def work(mount, log, seed, worker, stop=None):
     choose = random.Random(seed * 100 + worker)
     base = os.path.join(mount, f"w{worker}")
@@ -51,7 +40,7 @@ def work(mount, log, seed, worker, stop=None):
             kind = choose.random()
             if kind < 0.15 and os.path.exists(path):
                 out.write(f"? {name} -1\n")
-                again(os.unlink, path, done=lambda: stop and not os.path.exists(path))
+                os.unlink(path)
                 sync_dir(base)
                 out.write(f"- {name}\n")
             elif kind < 0.6:
@@ -62,7 +51,7 @@ def work(mount, log, seed, worker, stop=None):
                     file.flush()
                     os.fsync(file.fileno())
                 out.write(f"? {name} {number}\n")
-                again(os.rename, new, path, done=lambda: stop and os.path.exists(path) and not os.path.exists(new))
+                os.rename(new, path)
                 sync_dir(base)
                 out.write(f"+ {name} {number}\n")
             else:

@@ -105,11 +105,8 @@ impl Journal {
                 (Running::default(), 0)
             } else {
                 let body = state.host.with_counts(state.counts.blocks, state.counts.files);
-                let host = Image {
-                    kind: BlockKind::Host,
-                    version: state.host_version + 1,
-                    body: Arc::new(*body.as_body()),
-                };
+                let host =
+                    Image { kind: BlockKind::Host, version: state.host_version + 1, body: Arc::new(*body.as_body()) };
                 let sequence = state.sequence;
                 state.sequence += 1;
                 state.host_version += 1;

@@ -161,15 +161,10 @@ pub trait Vfs: Send + Sync {
     /// Runs `change` once. A name that it makes, removes or moves is noted as done for `request` (not 0) in the same step: after a crash
     /// [`Vfs::noted`] has the request exactly if the change survived. An export that is asked again by a client which heard no answer
     /// can tell by that. Without memory over crashes nothing is noted.
-    fn noting(&self, request: u64, change: &mut dyn FnMut()) {
-        let _ = request;
-        change();
-    }
+    fn noting(&self, request: u64, change: &mut dyn FnMut());
 
     /// The requests that were noted before this opening, the last few hundred.
-    fn noted(&self) -> Vec<u64> {
-        Vec::new()
-    }
+    fn noted(&self) -> Vec<u64>;
 
     /// Changes whenever writes that no fsync covered may have been lost since it was last asked for.
     fn write_verifier(&self) -> [u8; 8];

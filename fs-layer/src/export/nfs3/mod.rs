@@ -131,7 +131,11 @@ pub fn run(shared: &Shared, peer: IpAddr, call: &Call<'_>) -> Outcome {
 
 fn run_now(shared: &Shared, call: &Call<'_>, name: u64) -> Outcome {
     let who = shared.options.export.credentials(&call.caller);
-    let request = Request { shared, who, name, again: shared.noted.contains(&name) };
+    let again = shared.noted.contains(&name);
+    if again {
+        tracing::info!("an NFS request is answered that ran before the server was killed");
+    }
+    let request = Request { shared, who, name, again };
     let mut r = Reader::new(call.arguments);
     let mut w = Writer::default();
     w.u32(0);

@@ -16,10 +16,13 @@ const KEPT_MAX: usize = 4096;
 /// Finds the groups of a user; `None` if there is no such user.
 type Lookup = dyn Fn(u32) -> io::Result<Option<Vec<u32>>> + Send + Sync;
 
+/// What was found, and when.
+type Found = (Instant, Arc<[u32]>);
+
 /// Looks the groups of users up, and keeps them for a while.
 pub struct Groups {
     lookup: Box<Lookup>,
-    kept: Mutex<HashMap<u32, (Instant, Arc<[u32]>)>>,
+    kept: Mutex<HashMap<u32, Found>>,
 }
 
 impl fmt::Debug for Groups {
