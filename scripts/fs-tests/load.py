@@ -46,10 +46,18 @@ def work(mount, log, seed, worker, stop=None):
             elif kind < 0.6:
                 # The usual way to replace a file: a new one, synced, then renamed over it.
                 new = path + ".new"
-                with open(new, "wb") as file:
+                with open(new, "xb" if stop else "wb") as file:
                     file.write(contents(number))
                     file.flush()
                     os.fsync(file.fileno())
+                if stop:
+                    # Each of these done twice would be an error.
+                    os.link(new, path + ".link")
+                    os.unlink(path + ".link")
+                    os.mkdir(path + ".dir")
+                    os.symlink("somewhere", path + ".dir/symlink")
+                    os.unlink(path + ".dir/symlink")
+                    os.rmdir(path + ".dir")
                 out.write(f"? {name} {number}\n")
                 os.rename(new, path)
                 sync_dir(base)

@@ -11,7 +11,7 @@ fsd_place() { echo --data "$work/fsd" --disk "$work/disk"; }
 start_fsd() {
     local tries=0
     : >"$work/daemon.ready"
-    "$bin/fsd" serve $(fsd_place) --nfs "127.0.0.1:$(cat "$work/port")" --no-root-squash --lease 15 \
+    "$bin/fsd" serve $(fsd_place) --nfs "127.0.0.1:$(cat "$work/port")" --no-root-squash --lease "${LEASE:-15}" \
         >"$work/daemon.ready" 2>>"$work/daemon.log" </dev/null 9<&- &
     echo $! >"$work/daemon.pid"
     disown

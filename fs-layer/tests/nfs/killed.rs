@@ -121,6 +121,10 @@ fn what_was_done_and_not_answered_is_answered_after_a_kill() {
             let again = client.arguments(&compounds[number - 1]).unwrap();
             assert_eq!(handle(&again), handle(&first[number - 1]), "{}", String::from_utf8_lossy(file));
         }
+        // The client has fewer requests under way by now, and says so.
+        let mut other = compounds[1].clone();
+        other[44..48].copy_from_slice(&5u32.to_be_bytes());
+        assert_eq!(client.arguments(&other).unwrap()[..4], [0; 4]);
         // What had failed, what can be done twice, what never came, and what another user sends is not answered.
         let never = client.compound(&client.sequenced(3, 9, &Ops::root().remove(b"a")));
         for compound in [&failed, &size, &never] {

@@ -10,6 +10,8 @@
 
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
 use super::attributes;
 use super::bitmap::Bitmap;
 use super::connection::Connection;
@@ -36,7 +38,9 @@ const RESERVE_LOCK: usize = 1152;
 /// Room that is left behind every result, so that the next operation can at least say that it found none.
 const ERROR_ROOM: usize = 16;
 /// Longest compound that is looked for among those that were run before: names are short.
-const NOTED_ARGUMENTS_MAX: usize = 64 << 10;
+const NOTED_BYTES_MAX: usize = 64 << 10;
+/// Bytes of the operation SEQUENCE: its number, session (16 bytes), sequence, slot, highest slot, whether to keep the reply.
+const SEQUENCE_BYTES: usize = 36;
 /// Limits for what comes outside of a session.
 const NO_SESSION: Channel = Channel {
     header_pad: 0,
@@ -114,7 +118,7 @@ pub struct Compound<'a> {
     /// The server before this one ran it, at least in part, and was gone before its answer left. Nothing runs that changes anything.
     pub again: bool,
     /// Its operations as they came.
-    arguments: &'a [u8],
+    bytes: &'a [u8],
 }
 
 /// Runs a compound, and returns its results; `None` if it is no compound.
@@ -156,7 +160,7 @@ pub fn run(shared: &Arc<Shared>, connection: &Arc<Connection>, call: &Call<'_>) 
         error_body: false,
         replay: None,
         again: false,
-        arguments: call.arguments,
+        bytes: r.rest(),
     };
     let (status, results, first_change) = compound.run_all(&mut r, &mut w, REPLY_HEADER + call.arguments.len());
     match compound.replay.take() {
@@ -303,13 +307,18 @@ impl Compound<'_> {
         Fingerprint { caller: self.caller.clone(), operations: self.operations }
     }
 
-    /// The name of an operation of this compound among all of all clients; never 0.
+    /// The name of an operation of this compound among all of all clients; never 0. The first operation is SEQUENCE: of that, session, sequence and
+    /// slot count. The rest is what the client thinks of its slots, which is not the same when it sends the compound again.
     fn request(&self, index: u32) -> u64 {
         let seed = match &self.caller {
             Caller::Unix { uid, .. } => u64::from(*uid),
             _ => u64::MAX,
         };
-        let all = xxhash_rust::xxh3::xxh3_64_with_seed(self.arguments, seed);
+        let (place, rest) = match self.bytes {
+            bytes if bytes.len() >= SEQUENCE_BYTES => (&bytes[4..28], &bytes[SEQUENCE_BYTES..]),
+            bytes => (bytes, &[][..]),
+        };
+        let all = xxh3_64_with_seed(rest, xxh3_64_with_seed(place, seed));
         (all ^ u64::from(index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)).max(1)
     }
 
@@ -321,7 +330,7 @@ impl Compound<'_> {
     /// Whether the server before this one ran one of the operations.
     pub fn was_run_before(&self) -> bool {
         !self.shared.noted.is_empty()
-            && self.arguments.len() <= NOTED_ARGUMENTS_MAX
+            && self.bytes.len() <= NOTED_BYTES_MAX
             && (0..self.operations).any(|index| self.shared.noted.contains(&self.request(index)))
     }
 
