@@ -269,3 +269,41 @@ fn many_names_in_one_directory() {
     assert_eq!(fs.status().counts, fs_layer::journal::Counts { blocks: 0, files: 1 });
     fs.close().expect("close");
 }
+
+#[test]
+fn capabilities_go_when_the_program_changes() {
+    let disk = disk();
+    let fs = open(&disk);
+    let ino = file(&fs, ROOT, "program");
+    let names = || fs.listxattr(&root(), ino).expect("list");
+    // One attribute that fits the inode, and so many that they need blocks of their own.
+    for kept in [10, 20_000] {
+        fs.setxattr(&root(), ino, b"user.kept", &vec![7; kept], SetXattr::Any).expect("set");
+        let changes: [(&str, &dyn Fn()); 4] = [
+            ("write", &|| {
+                fs.write(&root(), ino, WriteAt::Offset(0), b"x").expect("write");
+            }),
+            ("truncate", &|| {
+                let size = SetAttributes { size: Some(1), ..SetAttributes::default() };
+                fs.setattr(&root(), ino, &size, false).expect("truncate");
+            }),
+            ("fallocate", &|| {
+                fs.fallocate(&root(), ino, Fallocate::ZeroRange, 0, 10).expect("fallocate");
+            }),
+            ("chown", &|| {
+                let owner = SetAttributes { uid: Some(7), ..SetAttributes::default() };
+                fs.setattr(&root(), ino, &owner, false).expect("chown");
+            }),
+        ];
+        for (what, change) in changes {
+            fs.setxattr(&root(), ino, b"security.capability", b"all", SetXattr::Create).expect("set");
+            let mode = SetAttributes { mode: Some(0o755), ..SetAttributes::default() };
+            fs.setattr(&root(), ino, &mode, false).expect("chmod");
+            assert_eq!(names().len(), 2, "chmod keeps them");
+            change();
+            assert_eq!(names(), [b"user.kept".to_vec()], "{what}");
+            assert_eq!(fs.getxattr(&root(), ino, b"user.kept").expect("get").len(), kept);
+        }
+    }
+    fs.close().expect("close");
+}

@@ -78,10 +78,4 @@ trap cleanup EXIT
 trap 'exit 130' INT TERM
 
 # A tool from crates.io of a given version, built once into a directory that CI may keep.
-tool() {
-    local name=$1 version=$2 dir=${FS_TESTS_TOOLS:-$root/target/fs-tests-tools}
-    if [ ! -x "$dir/bin/$name" ]; then
-        cargo install --locked --quiet --root "$dir" --version "$version" "$name" >&2
-    fi
-    echo "$dir/bin/$name"
-}
+tool() { "$root/scripts/fs-tests/tool" "$@"; }

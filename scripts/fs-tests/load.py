@@ -3,6 +3,9 @@
 A note is one line, written after the fsync of the file and of its directory returned: `+ NAME CONTENTS-NUMBER` or `- NAME`.
 Each process has names of its own, so the last note on a name says what must be there; the operation that was under way when
 fsd was killed has no note, and may have happened or not: it is noted with `?` before it begins.
+
+Usage: load.py run MOUNT LOG SEED WORKERS [STOP]; load.py verify MOUNT LOG. Without STOP the load ends when fsd is gone. With it, it ends
+when there is such a file, and must see no error before, as over NFS: clients wait for the server.
 """
 import glob
 import multiprocessing
@@ -22,7 +25,7 @@ def sync_dir(path):
     os.close(fd)
 
 
-def work(mount, log, seed, worker):
+def work(mount, log, seed, worker, stop=None):
     choose = random.Random(seed * 100 + worker)
     base = os.path.join(mount, f"w{worker}")
     out = open(f"{log}.{worker}", "a", buffering=1)
@@ -30,7 +33,7 @@ def work(mount, log, seed, worker):
         os.makedirs(base, exist_ok=True)
         sync_dir(mount)
         number = seed * 1000000 + worker * 100000
-        while True:
+        while stop is None or not os.path.exists(stop):
             number += 1
             name = f"f{choose.randrange(40)}"
             path = os.path.join(base, name)
@@ -43,10 +46,18 @@ def work(mount, log, seed, worker):
             elif kind < 0.6:
                 # The usual way to replace a file: a new one, synced, then renamed over it.
                 new = path + ".new"
-                with open(new, "wb") as file:
+                with open(new, "xb" if stop else "wb") as file:
                     file.write(contents(number))
                     file.flush()
                     os.fsync(file.fileno())
+                if stop:
+                    # Each of these done twice would be an error.
+                    os.link(new, path + ".link")
+                    os.unlink(path + ".link")
+                    os.mkdir(path + ".dir")
+                    os.symlink("somewhere", path + ".dir/symlink")
+                    os.unlink(path + ".dir/symlink")
+                    os.rmdir(path + ".dir")
                 out.write(f"? {name} {number}\n")
                 os.rename(new, path)
                 sync_dir(base)
@@ -62,7 +73,7 @@ def work(mount, log, seed, worker):
                 out.write(f"+ {name} {number}\n")
     except OSError as error:
         # ENOTCONN, ECONNABORTED, EIO: fsd is gone.
-        if error.errno not in (107, 103, 5, 2, 6):
+        if stop or error.errno not in (107, 103, 5, 2, 6):
             raise
 
 
@@ -110,7 +121,8 @@ if __name__ == "__main__":
         verify(*sys.argv[2:4])
     else:
         mount, log, seed, workers = sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-        processes = [multiprocessing.Process(target=work, args=(mount, log, seed, n)) for n in range(workers)]
+        stop = sys.argv[6] if len(sys.argv) > 6 else None
+        processes = [multiprocessing.Process(target=work, args=(mount, log, seed, n, stop)) for n in range(workers)]
         for process in processes:
             process.start()
         for process in processes:

@@ -26,7 +26,7 @@ cleanup() {
     for child in ${children[@]+"${children[@]}"}; do kill "$child" 2>/dev/null || true; done
     [ ! -s "$work/daemon.pid" ] || kill -9 "$(cat "$work/daemon.pid")" 2>/dev/null || true
     if [ $status != 0 ] && [ -e "$work/daemon.log" ]; then
-        echo "--- what blockd said at last:" >&2
+        echo "--- what the daemon said at last:" >&2
         tail -n 20 "$work/daemon.log" >&2
     fi
     rm -rf "$work" "$sockets"
@@ -78,11 +78,12 @@ wait_drained() {
     done
 }
 
-# Runs NAME.guest.sh in the guest; further arguments go to scripts/guest. The binary and the tests are in /share.
+# Runs NAME.guest.sh in the guest; further arguments go to scripts/guest. The binary (unless `without_blockd` is set) and the tests are
+# in /share.
 guest() {
     mkdir -p "$work/share"
-    if [ ! -e "$work/share/blockd" ]; then
-        strip -o "$work/share/blockd" "$blockd"
+    if [ ! -e "$work/share/guest-lib.sh" ]; then
+        [ -n "${without_blockd:-}" ] || strip -o "$work/share/blockd" "$blockd"
         cp "$here"/writer.pl "$here"/guest-lib.sh "$here"/nvme-lib.sh "$work/share/"
     fi
     local handler=$work/handler control=

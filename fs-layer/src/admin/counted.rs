@@ -239,6 +239,14 @@ impl Vfs for CountedTree {
         self.count(&self.counters.syncs, self.tree.sync())
     }
 
+    fn noting(&self, request: u64, change: &mut dyn FnMut()) {
+        self.tree.noting(request, change);
+    }
+
+    fn noted(&self) -> Vec<u64> {
+        self.tree.noted()
+    }
+
     fn write_verifier(&self) -> [u8; 8] {
         self.tree.write_verifier()
     }

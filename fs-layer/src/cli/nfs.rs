@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-use crate::export::nfs4::{DirectoryRecords, ExportOptions, Network, NfsOptions, Server};
+use crate::export::nfs4::{DirectoryRecords, ExportOptions, Groups, Network, NfsOptions, Server};
 use crate::vfs::Vfs;
 
 /// Settings of the NFS server.
@@ -45,6 +45,10 @@ pub(super) struct NfsSettings {
     /// Its group
     #[arg(long, value_name = "GID", default_value = "65534", help_heading = "Exports")]
     pub anonymous_gid: u32,
+
+    /// Look the groups of users up on this host: the protocol carries no more than 16. Of what clients say, only the first group counts then
+    #[arg(long, help_heading = "Exports")]
+    pub manage_gids: bool,
 
     /// Seconds that a silent client keeps its open files and locks for sure, and that others wait after a start
     #[arg(long, value_name = "SECS", default_value = "90", value_parser = clap::value_parser!(u64).range(5..=3600), help_heading = "Exports")]
@@ -80,6 +84,7 @@ impl Nfs {
                 read_only: settings.read_only,
                 anonymous_uid: settings.anonymous_uid,
                 anonymous_gid: settings.anonymous_gid,
+                groups: settings.manage_gids.then(|| Arc::new(Groups::of_host())),
             },
             lease: Duration::from_secs(settings.lease),
             grace: Duration::from_secs(settings.lease),

@@ -8,7 +8,7 @@ use super::record::Writer;
 use super::{Image, Journal, Log, Logged, Running, Tail, dead};
 use crate::blocks::BlockKind;
 use crate::disk::{BLOCK_BYTES, BlockAddress};
-use crate::layout::{HostBody, seal};
+use crate::layout::seal;
 use crate::vfs::Result;
 
 /// The most blocks whose newest image is in the journal only; they stay in memory.
@@ -104,11 +104,9 @@ impl Journal {
             if state.running.is_empty() {
                 (Running::default(), 0)
             } else {
-                let host = Image {
-                    kind: BlockKind::Host,
-                    version: state.host_version + 1,
-                    body: Arc::new(*HostBody::new(state.counts.blocks, state.counts.files).as_body()),
-                };
+                let body = state.host.with_counts(state.counts.blocks, state.counts.files);
+                let host =
+                    Image { kind: BlockKind::Host, version: state.host_version + 1, body: Arc::new(*body.as_body()) };
                 let sequence = state.sequence;
                 state.sequence += 1;
                 state.host_version += 1;

@@ -68,6 +68,8 @@ struct State {
     sequence: u64,
     running: Running,
     counts: Counts,
+    /// The host's slot, but for the counts: the requests that were noted.
+    host: Box<HostBody>,
     host_version: u64,
     /// All transactions up to this one are durable.
     durable: u64,
@@ -126,6 +128,8 @@ pub struct Journal {
     geometry: Geometry,
     slot: u64,
     cache: BlockCache,
+    /// The requests that were noted before this opening.
+    noted: Vec<u64>,
     state: Mutex<State>,
     wake: Condvar,
     log: Mutex<Log>,
@@ -151,10 +155,12 @@ impl Journal {
             geometry,
             slot,
             cache,
+            noted: host.known().collect(),
             state: Mutex::new(State {
                 sequence,
                 running: Running::default(),
                 counts: Counts { blocks: host.stored_blocks.get() as i64, files: host.files.get() as i64 },
+                host: Box::new(host),
                 host_version: image.version,
                 durable: sequence - 1,
                 leader: false,
@@ -180,6 +186,11 @@ impl Journal {
     /// Where everything is.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// The requests of which transactions before this opening noted that they were done ([`Tx::note`]), the last few hundred.
+    pub fn noted(&self) -> &[u64] {
+        &self.noted
     }
 
     /// The disk below.

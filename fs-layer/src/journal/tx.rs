@@ -26,12 +26,14 @@ pub struct Tx<'a> {
     freed: Vec<(BlockAddress, u64)>,
     blocks: i64,
     files: i64,
+    /// The request that this does; 0 if nobody wants to know.
+    request: u64,
 }
 
 impl<'a> Tx<'a> {
     /// No changes yet. The locks of all inodes whose blocks are changed must be held until it is published or dropped.
     pub fn new(journal: &'a Journal, allocator: &'a Allocator) -> Tx<'a> {
-        Tx { journal, allocator, changes: BTreeMap::new(), freed: Vec::new(), blocks: 0, files: 0 }
+        Tx { journal, allocator, changes: BTreeMap::new(), freed: Vec::new(), blocks: 0, files: 0, request: 0 }
     }
 
     /// Sets a whole block, which may be new.
@@ -44,6 +46,11 @@ impl<'a> Tx<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Notes that this does a request: after a crash the note is there exactly if the changes are. 0 is none.
+    pub fn note(&mut self, request: u64) {
+        self.request = request;
     }
 
     /// Counts files that were made, or removed.
@@ -101,6 +108,9 @@ impl<'a> Tx<'a> {
         let sequence = state.sequence;
         state.counts.blocks += self.blocks;
         state.counts.files += self.files;
+        if self.request != 0 {
+            state.host.note(self.request);
+        }
         state.running.freed.extend_from_slice(&self.freed);
         for (at, change) in self.changes {
             let image = change.body.map(|body| {

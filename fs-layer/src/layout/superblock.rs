@@ -82,7 +82,10 @@ impl AllocatorBody {
     }
 }
 
-/// The body of a host slot: what its journal has counted.
+/// How many requests a host remembers that it has done: more than exports run at a time of those that change names.
+pub const NOTED_MAX: usize = 480;
+
+/// The body of a host slot: what its journal has counted, and which requests it did last.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct HostBody {
@@ -90,19 +93,45 @@ pub struct HostBody {
     pub stored_blocks: U64,
     /// Files made by this host less those removed; may be negative.
     pub files: U64,
-    reserved: [u8; BODY_BYTES - 16],
+    /// How many requests were noted ever.
+    pub noted: U64,
+    /// The last of them: the one that was noted as number n, from 0, stands at n modulo the length. 0 is none.
+    pub requests: [U64; NOTED_MAX],
+    reserved: [u8; BODY_BYTES - 24 - 8 * NOTED_MAX],
 }
 
 const _: () = assert!(size_of::<HostBody>() == BODY_BYTES);
 
 impl HostBody {
-    /// With these counts.
+    /// With these counts, and no requests.
     pub fn new(stored_blocks: i64, files: i64) -> HostBody {
         HostBody {
             stored_blocks: U64::new(stored_blocks as u64),
             files: U64::new(files as u64),
-            reserved: [0; BODY_BYTES - 16],
+            noted: U64::ZERO,
+            requests: [U64::ZERO; NOTED_MAX],
+            reserved: [0; BODY_BYTES - 24 - 8 * NOTED_MAX],
         }
+    }
+
+    /// The same with other counts.
+    #[must_use]
+    pub fn with_counts(mut self, stored_blocks: i64, files: i64) -> HostBody {
+        self.stored_blocks = U64::new(stored_blocks as u64);
+        self.files = U64::new(files as u64);
+        self
+    }
+
+    /// Notes a request, in place of the oldest one.
+    pub fn note(&mut self, request: u64) {
+        let number = self.noted.get();
+        self.requests[(number % NOTED_MAX as u64) as usize] = U64::new(request);
+        self.noted = U64::new(number.wrapping_add(1));
+    }
+
+    /// The requests that are still known.
+    pub fn known(&self) -> impl Iterator<Item = u64> + '_ {
+        self.requests.iter().map(|request| request.get()).filter(|request| *request != 0)
     }
 
     /// As a body.

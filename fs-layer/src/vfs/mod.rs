@@ -18,6 +18,13 @@ pub(crate) use fs::kind_code;
 pub use fs::{Filesystem, FilesystemStatus, OpenOptions};
 pub use types::*;
 
+/// [`Vfs::noting`] for a closure with a result.
+pub fn noting<T>(vfs: &dyn Vfs, request: u64, change: impl FnOnce() -> T) -> T {
+    let (mut change, mut result) = (Some(change), None);
+    vfs.noting(request, &mut || result = change.take().map(|change| change()));
+    result.expect("`noting` runs it once")
+}
+
 /// A POSIX tree. See the module for what must hold.
 ///
 /// `who` is whom the call is checked against: every call with it fails with [`VfsError::Access`] or [`VfsError::NotPermitted`]
@@ -150,6 +157,14 @@ pub trait Vfs: Send + Sync {
 
     /// Everything, data too, is durable on return.
     fn sync(&self) -> Result<()>;
+
+    /// Runs `change` once. A name that it makes, removes or moves is noted as done for `request` (not 0) in the same step: after a crash
+    /// [`Vfs::noted`] has the request exactly if the change survived. An export that is asked again by a client which heard no answer
+    /// can tell by that. Without memory over crashes nothing is noted.
+    fn noting(&self, request: u64, change: &mut dyn FnMut());
+
+    /// The requests that were noted before this opening, the last few hundred.
+    fn noted(&self) -> Vec<u64>;
 
     /// Changes whenever writes that no fsync covered may have been lost since it was last asked for.
     fn write_verifier(&self) -> [u8; 8];

@@ -3,6 +3,7 @@
 mod attributes;
 mod client;
 mod hostile;
+mod killed;
 mod names;
 mod over_tcp;
 mod sessions;

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use tokio::sync::mpsc;
 
 use crate::client::{ROOT_USER, World};
+use crate::killed::Host;
 
 /// A client without state.
 struct Client {
@@ -23,8 +24,12 @@ struct Client {
 
 impl Client {
     fn new(world: &World) -> Client {
+        Client::of(world.serve())
+    }
+
+    fn of(shared: Arc<Shared>) -> Client {
         let (connection, calls) = connection::detached("127.0.0.1".parse().unwrap());
-        Client { shared: world.serve(), connection, _calls: calls, caller: ROOT_USER, xid: 0 }
+        Client { shared, connection, _calls: calls, caller: ROOT_USER, xid: 0 }
     }
 
     /// The results of a call, if it was accepted.
@@ -221,5 +226,54 @@ proptest! {
         w.raw(&rest);
         client.send(1, rpc::NFS_PROGRAM, procedure, w.as_bytes());
         client.send(2, 100_005, procedure, w.as_bytes());
+    }
+}
+
+#[test]
+fn what_was_done_and_not_answered_is_answered_after_a_kill() {
+    let host = Host::new();
+    let mut client = Client::of(host.serve());
+    let root = client.root();
+    let file = client.create(&root, b"file", 1).unwrap();
+    client.create(&root, b"gone", 1).unwrap();
+    client.create(&root, b"old", 1).unwrap();
+    let named = |rest: &dyn Fn(&mut Writer)| {
+        let mut w = Writer::default();
+        w.opaque(&root);
+        rest(&mut w);
+        w.into_bytes()
+    };
+    let made = named(&|w| {
+        w.opaque(b"dir");
+        no_settings(w);
+    });
+    let guarded = named(&|w| {
+        w.opaque(b"new");
+        w.u32(1);
+        no_settings(w);
+    });
+    let removed = named(&|w| w.opaque(b"gone"));
+    let renamed = named(&|w| {
+        w.opaque(b"old");
+        w.opaque(&root);
+        w.opaque(b"moved");
+    });
+    let mut linked = Writer::default();
+    linked.opaque(&file);
+    linked.opaque(&root);
+    linked.opaque(b"link");
+    // With what the next server would say if it ran them again.
+    let all = [(9, made, 17), (8, guarded, 17), (12, removed, 2), (14, renamed, 2), (15, linked.into_bytes(), 17)];
+    let status = |results: Option<Vec<u8>>| u32::from_be_bytes(results.unwrap()[..4].try_into().unwrap());
+    for (xid, (procedure, arguments, _)) in (1000..).zip(&all) {
+        assert_eq!(status(client.send(xid, rpc::NFS_PROGRAM, *procedure, arguments)), 0);
+    }
+    drop(client);
+    for _ in 0..2 {
+        let mut client = Client::of(host.serve());
+        for (xid, (procedure, arguments, error)) in (1000..).zip(&all) {
+            assert_eq!(status(client.send(xid, rpc::NFS_PROGRAM, *procedure, arguments)), 0, "{procedure}");
+            assert_eq!(status(client.send(xid + 100, rpc::NFS_PROGRAM, *procedure, arguments)), *error, "{procedure}");
+        }
     }
 }

@@ -5,7 +5,8 @@
 //! not run twice. There are no locks: clients mount with `nolock`, as the lock manager's protocols (NLM, NSM) are not here.
 //!
 //! What must hold is what must hold for version 4: what was answered with success is durable, but for data that was answered UNSTABLE; foreign
-//! bytes do no harm; a request that comes twice runs once, as long as its reply is kept.
+//! bytes do no harm; a request that comes twice runs once, as long as its reply is kept, and if it makes, removes or moves a name also when the server was
+//! killed in between.
 
 mod attributes;
 mod files;
@@ -16,10 +17,10 @@ pub mod replies;
 use std::net::IpAddr;
 
 use super::nfs4::Shared;
-use super::nfs4::rpc::{Call, Caller};
+use super::nfs4::rpc::Call;
 use super::nfs4::status::{Nfs4Error, Status};
 use super::nfs4::xdr::{Reader, Writer};
-use crate::vfs::{Access, Attributes, Credentials, FileKind, Ino};
+use crate::vfs::{self, Access, Attributes, Credentials, FileKind, Ino};
 use replies::Found;
 
 /// Most bytes of a file handle.
@@ -67,6 +68,10 @@ pub enum Outcome {
 struct Request<'a> {
     shared: &'a Shared,
     who: Credentials,
+    /// Its name among all requests of all clients, if it must not run twice.
+    name: u64,
+    /// The server before this one ran it, and was gone before its answer left: it is only answered.
+    again: bool,
 }
 
 /// How a procedure failed.
@@ -108,7 +113,7 @@ pub fn run(shared: &Shared, peer: IpAddr, call: &Call<'_>) -> Outcome {
     // What can be run again with the same end is not kept.
     let once = matches!(call.procedure, procedure::SETATTR | procedure::CREATE..=procedure::LINK);
     if !once {
-        return run_now(shared, &call.caller, call);
+        return run_now(shared, call, 0);
     }
     let key = replies::Key::new(peer, call);
     match shared.replies.begin(key) {
@@ -117,15 +122,20 @@ pub fn run(shared: &Shared, peer: IpAddr, call: &Call<'_>) -> Outcome {
         Found::Done(results) => return Outcome::Results(results),
     }
     let running = shared.replies.running(key);
-    let outcome = run_now(shared, &call.caller, call);
+    let outcome = run_now(shared, call, key.hash());
     if let Outcome::Results(results) = &outcome {
         running.done(results);
     }
     outcome
 }
 
-fn run_now(shared: &Shared, caller: &Caller, call: &Call<'_>) -> Outcome {
-    let request = Request { shared, who: shared.options.export.credentials(caller) };
+fn run_now(shared: &Shared, call: &Call<'_>, name: u64) -> Outcome {
+    let who = shared.options.export.credentials(&call.caller);
+    let again = shared.noted.contains(&name);
+    if again {
+        tracing::info!("an NFS request is answered that ran before the server was killed");
+    }
+    let request = Request { shared, who, name, again };
     let mut r = Reader::new(call.arguments);
     let mut w = Writer::default();
     w.u32(0);
@@ -207,6 +217,11 @@ impl Request<'_> {
     fn write_changed(&self, w: &mut Writer, ino: Option<Ino>) {
         w.bool(false);
         self.write_file(w, ino);
+    }
+
+    /// Runs a change of names, noted as done: after a crash the next server knows it by that.
+    fn noting<T>(&self, change: impl FnOnce() -> T) -> T {
+        vfs::noting(&*self.shared.vfs, self.name, change)
     }
 
     fn writable(&self) -> Status<()> {

@@ -3,7 +3,9 @@
 use super::{Body, Done, Fail, Request, attributes, garbage};
 use crate::export::nfs4::status::{Nfs4Error, Status};
 use crate::export::nfs4::xdr::{Reader, Writer};
-use crate::vfs::{Attributes, FileKind, Ino, Made, Make, NAME_MAX, NewAttributes, Rename, SYMLINK_MAX, Time, VfsError};
+use crate::vfs::{
+    Attributes, DirChange, FileKind, Ino, Made, Make, NAME_MAX, NewAttributes, Rename, SYMLINK_MAX, Time, VfsError,
+};
 
 /// Cookies of `.` and `..`; those of the filesystem are above.
 const DOT: u64 = 1;
@@ -60,7 +62,13 @@ fn write_made(q: &Request<'_>, w: &mut Writer, dir: Ino, file: &Attributes) {
 fn make(q: &Request<'_>, dir: Ino, name: Status<&[u8]>, what: &Make, with: &NewAttributes) -> Status<Made> {
     q.writable()?;
     let name = check_new(name?, Nfs4Error::Exist)?;
-    let made = q.shared.vfs.make(&q.who, dir, name, what, with)?;
+    if q.again {
+        // It may be gone by now.
+        let attributes = q.shared.vfs.lookup(&q.who, dir, name).map_err(|_| Nfs4Error::Stale)?;
+        let change = q.shared.vfs.getattr(dir)?.change;
+        return Ok(Made { attributes, made: true, dir: DirChange { before: change, after: change } });
+    }
+    let made = q.noting(|| q.shared.vfs.make(&q.who, dir, name, what, with))?;
     q.commit()?;
     Ok(made)
 }
@@ -175,11 +183,13 @@ pub fn remove(q: &Request<'_>, r: &mut Reader<'_>, w: &mut Writer, directory: bo
             b".." => return Err(if directory { Nfs4Error::Exist } else { Nfs4Error::Inval }),
             name => name,
         };
-        if directory {
-            q.shared.vfs.rmdir(&q.who, dir, name)?
-        } else {
-            q.shared.vfs.unlink(&q.who, dir, name)?
-        };
+        if q.again {
+            return Ok(());
+        }
+        q.noting(|| match directory {
+            true => q.shared.vfs.rmdir(&q.who, dir, name),
+            false => q.shared.vfs.unlink(&q.who, dir, name),
+        })?;
         q.commit()
     };
     run().map_err(of_dir(dir))?;
@@ -194,7 +204,11 @@ pub fn rename(q: &Request<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Done {
     let run = || -> Status<()> {
         q.writable()?;
         let (old, new) = (check_new(old?, Nfs4Error::Inval)?, check_new(new?, Nfs4Error::Inval)?);
-        q.shared.vfs.rename(&q.who, (from?, old), (to?, new), Rename::Replace)?;
+        if q.again {
+            return Ok(());
+        }
+        let (from, to) = ((from?, old), (to?, new));
+        q.noting(|| q.shared.vfs.rename(&q.who, from, to, Rename::Replace))?;
         q.commit()
     };
     run().map_err(|e| Fail::Status(e, Body::Renamed(from_dir, to_dir)))?;
@@ -209,7 +223,11 @@ pub fn link(q: &Request<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Done {
     let (ino, in_dir) = (file.ok(), dir.ok());
     let run = || -> Status<()> {
         q.writable()?;
-        q.shared.vfs.link(&q.who, file?, dir?, check_new(name?, Nfs4Error::Exist)?)?;
+        let (file, dir, name) = (file?, dir?, check_new(name?, Nfs4Error::Exist)?);
+        if q.again {
+            return Ok(());
+        }
+        q.noting(|| q.shared.vfs.link(&q.who, file, dir, name))?;
         q.commit()
     };
     run().map_err(|e| Fail::Status(e, Body::Linked(ino, in_dir)))?;

@@ -26,6 +26,17 @@ impl Key {
         let arguments = xxhash_rust::xxh3::xxh3_64(call.arguments);
         Key { peer, xid: call.xid, procedure: call.procedure, arguments }
     }
+
+    /// A number for it that means the same to the next server; never 0.
+    pub fn hash(&self) -> u64 {
+        let peer = match self.peer {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        let numbers = [u64::from(self.xid), u64::from(self.procedure), self.arguments];
+        let bytes: Vec<u8> = peer.into_iter().chain(numbers.into_iter().flat_map(u64::to_le_bytes)).collect();
+        xxhash_rust::xxh3::xxh3_64(&bytes).max(1)
+    }
 }
 
 /// What is known of a request.

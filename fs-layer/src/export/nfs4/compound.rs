@@ -3,8 +3,14 @@
 //! Order of durability: all changes of names and attributes that a compound made are durable, by one
 //! [`Vfs::commit`](crate::vfs::Vfs::commit) that is shared with other compounds, before its reply leaves; then the reply is kept in the session's slot, then
 //! sent. So a client that saw success keeps it over a crash, and one that saw nothing asks again and learns of it.
+//!
+//! After a crash too: what makes, removes or moves a name is noted with the change ([`Vfs::noting`](crate::vfs::Vfs::noting)), by a hash of the
+//! whole compound, which names its session, slot and number. When a client sends a compound again whose session ended with the server that ran
+//! it, what was noted is answered with success and not run again ([`Compound::again`]); then the client learns that the session is gone.
 
 use std::sync::Arc;
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::attributes;
 use super::bitmap::Bitmap;
@@ -17,7 +23,7 @@ use super::state::session::{Begun, Channel, Fingerprint, Session};
 use super::state::stateid::{self, Stateid};
 use super::status::{Nfs4Error, Status};
 use super::xdr::{Reader, Writer};
-use crate::vfs::{Access, Attributes, Credentials, DirChange, FileKind, Ino, NAME_MAX};
+use crate::vfs::{self, Access, Attributes, Credentials, DirChange, FileKind, Ino, NAME_MAX};
 
 /// Most operations of a compound, in any session.
 pub const OPERATIONS_MAX: u32 = 128;
@@ -31,6 +37,10 @@ const RESERVE: usize = 256;
 const RESERVE_LOCK: usize = 1152;
 /// Room that is left behind every result, so that the next operation can at least say that it found none.
 const ERROR_ROOM: usize = 16;
+/// Longest compound that is looked for among those that were run before: names are short.
+const NOTED_BYTES_MAX: usize = 64 << 10;
+/// Bytes of the operation SEQUENCE: its number, session (16 bytes), sequence, slot, highest slot, whether to keep the reply.
+const SEQUENCE_BYTES: usize = 36;
 /// Limits for what comes outside of a session.
 const NO_SESSION: Channel = Channel {
     header_pad: 0,
@@ -105,6 +115,10 @@ pub struct Compound<'a> {
     pub error_body: bool,
     /// What SEQUENCE found was answered before.
     pub replay: Option<Begun>,
+    /// The server before this one ran it, at least in part, and was gone before its answer left. Nothing runs that changes anything.
+    pub again: bool,
+    /// Its operations as they came.
+    bytes: &'a [u8],
 }
 
 /// Runs a compound, and returns its results; `None` if it is no compound.
@@ -145,6 +159,8 @@ pub fn run(shared: &Arc<Shared>, connection: &Arc<Connection>, call: &Call<'_>) 
         changed: false,
         error_body: false,
         replay: None,
+        again: false,
+        bytes: r.rest(),
     };
     let (status, results, first_change) = compound.run_all(&mut r, &mut w, REPLY_HEADER + call.arguments.len());
     match compound.replay.take() {
@@ -289,6 +305,45 @@ impl Compound<'_> {
     /// What tells a retry from another request.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint { caller: self.caller.clone(), operations: self.operations }
+    }
+
+    /// The name of an operation of this compound among all of all clients; never 0. The first operation is SEQUENCE: of that, session, sequence and
+    /// slot count. The rest is what the client thinks of its slots, which is not the same when it sends the compound again.
+    fn request(&self, index: u32) -> u64 {
+        let seed = match &self.caller {
+            Caller::Unix { uid, .. } => u64::from(*uid),
+            _ => u64::MAX,
+        };
+        let (place, rest) = match self.bytes {
+            bytes if bytes.len() >= SEQUENCE_BYTES => (&bytes[4..28], &bytes[SEQUENCE_BYTES..]),
+            bytes => (bytes, &[][..]),
+        };
+        let all = xxh3_64_with_seed(rest, xxh3_64_with_seed(place, seed));
+        (all ^ u64::from(index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)).max(1)
+    }
+
+    /// Runs a change of names by this operation, noted as done.
+    pub fn noting<T>(&self, change: impl FnOnce() -> T) -> T {
+        vfs::noting(&*self.shared.vfs, self.request(self.index), change)
+    }
+
+    /// Whether the server before this one ran one of the operations.
+    pub fn was_run_before(&self) -> bool {
+        !self.shared.noted.is_empty()
+            && self.bytes.len() <= NOTED_BYTES_MAX
+            && (0..self.operations).any(|index| self.shared.noted.contains(&self.request(index)))
+    }
+
+    /// Whether this operation is only to be answered, as it was run by the server before this one.
+    ///
+    /// # Errors
+    /// `Delay` if it was not, in a compound that was: the client is to send the rest once more.
+    pub fn is_done(&self) -> Status<bool> {
+        match self.again {
+            false => Ok(false),
+            true if self.shared.noted.contains(&self.request(self.index)) => Ok(true),
+            true => Err(Nfs4Error::Delay),
+        }
     }
 
     /// The client whose session this is.

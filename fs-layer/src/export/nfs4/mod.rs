@@ -13,6 +13,7 @@ pub mod bitmap;
 mod callback;
 pub mod compound;
 pub mod connection;
+mod groups;
 pub mod handle;
 pub mod ops;
 pub mod options;
@@ -24,6 +25,7 @@ pub mod status;
 mod waiting;
 pub mod xdr;
 
+pub use groups::Groups;
 pub use options::{ExportOptions, Network, NfsOptions};
 pub use records::{ClientRecords, DirectoryRecords, MemoryRecords, VfsRecords};
 pub use server::{Server, Shared};

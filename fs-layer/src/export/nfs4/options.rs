@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::groups::Groups;
 use super::records::ClientRecords;
 use super::rpc::Caller;
 use crate::vfs::Credentials;
@@ -24,6 +25,8 @@ pub struct ExportOptions {
     pub anonymous_uid: u32,
     /// The anonymous group.
     pub anonymous_gid: u32,
+    /// Where the further groups of users are looked up. Without, they are those that the client says, which are at most 16.
+    pub groups: Option<Arc<Groups>>,
 }
 
 impl Default for ExportOptions {
@@ -35,6 +38,7 @@ impl Default for ExportOptions {
             read_only: false,
             anonymous_uid: 65_534,
             anonymous_gid: 65_534,
+            groups: None,
         }
     }
 }
@@ -50,11 +54,13 @@ impl ExportOptions {
         match caller {
             Caller::Unix { uid, gid, groups } if !self.all_squash => {
                 let group = |gid: &u32| if self.root_squash && *gid == 0 { self.anonymous_gid } else { *gid };
-                Credentials {
-                    uid: if self.root_squash && *uid == 0 { self.anonymous_uid } else { *uid },
-                    gid: group(gid),
-                    groups: groups.iter().map(group).collect(),
-                }
+                let squashed = self.root_squash && *uid == 0;
+                let groups = match &self.groups {
+                    Some(_) if squashed => Vec::new(),
+                    Some(known) => known.of(*uid).iter().map(group).collect(),
+                    None => groups.iter().map(group).collect(),
+                };
+                Credentials { uid: if squashed { self.anonymous_uid } else { *uid }, gid: group(gid), groups }
             }
             _ => Credentials { uid: self.anonymous_uid, gid: self.anonymous_gid, groups: Vec::new() },
         }
@@ -166,5 +172,15 @@ mod tests {
         export.all_squash = true;
         assert_eq!(export.credentials(&Caller::Unix { uid: 7, gid: 7, groups: vec![7] }).uid, 65_534);
         assert_eq!(export.credentials(&Caller::Nobody).uid, 65_534);
+    }
+
+    #[test]
+    fn groups_are_looked_up() {
+        let groups = Groups::new(|uid| Ok((uid == 7).then(|| (0..40).collect())));
+        let export = ExportOptions { groups: Some(Arc::new(groups)), ..ExportOptions::default() };
+        let of = |uid| export.credentials(&Caller::Unix { uid, gid: 3, groups: vec![99] }).groups;
+        assert_eq!((of(7).len(), of(7)[0], of(7)[39]), (40, 65_534, 39));
+        // Neither for those that this host does not know, nor for root that is nobody, does the client's word count.
+        assert_eq!((of(8), of(0)), (vec![], vec![]));
     }
 }

@@ -1,5 +1,6 @@
 //! Listening, stopping, and what all connections share.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +43,8 @@ pub struct Shared {
     pub replies: Replies,
     /// Who wants to know when a lock is free.
     pub waiting: Arc<Waiting>,
+    /// What servers before this one did for their clients, and may not have got to answer.
+    pub noted: HashSet<u64>,
     /// Whether the filesystem was told that the grace period is over.
     recovered: AtomicBool,
     table: Mutex<Table>,
@@ -66,8 +69,10 @@ impl Shared {
             options.grace,
         );
         let handles = Handles::new(start.handle_key, fs_id);
+        let noted = vfs.noted().into_iter().collect();
         Ok(Shared {
             vfs,
+            noted,
             options,
             handles,
             start,

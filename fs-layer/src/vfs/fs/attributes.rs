@@ -53,6 +53,10 @@ impl Filesystem {
             }
         }
         apply(who, inode.edit(), set, time);
+        let owner = (set.uid.is_some() || set.gid.is_some()) && inode.kind() != Some(FileKind::Directory);
+        if owner || set.size.is_some() {
+            self.drop_capabilities(&mut tx, &mut inode)?;
+        }
         inode.save(&mut tx)?;
         tx.publish()?;
         drop((orphans, guard));

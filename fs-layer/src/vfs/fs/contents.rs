@@ -13,6 +13,7 @@ use crate::disk::BLOCK_BYTES;
 use crate::extent::{self, FILE_BLOCKS_MAX, Mapping};
 use crate::file::{PAGE_BYTES, Page};
 use crate::inode::Inode;
+use crate::journal::Tx;
 use crate::layout::{CONTENT_BYTES, Content};
 use crate::vfs::{
     Attributes, Credentials, FILE_SIZE_MAX, Fallocate, FileKind, Ino, ReadData, Result, Seek, SetAttributes, VfsError,
@@ -175,8 +176,8 @@ impl Filesystem {
         let end = end.ok_or(VfsError::TooLarge)?;
         self.check_space(blocks(end - offset) + 1, 0)?;
         self.put_bytes(&mut inode, offset, data)?;
-        self.touch_written(who, &mut inode);
         let mut tx = self.tx();
+        self.touch_written(who, &mut tx, &mut inode)?;
         inode.save(&mut tx)?;
         tx.publish()?;
         drop(guard);
@@ -184,12 +185,14 @@ impl Filesystem {
         Ok(Written { offset, attributes: inode.attributes() })
     }
 
-    fn touch_written(&self, who: &Credentials, inode: &mut Inode) {
+    /// What writing does to a file beside its contents.
+    fn touch_written(&self, who: &Credentials, tx: &mut Tx<'_>, inode: &mut Inode) -> Result<()> {
         let body = inode.edit();
         body.touch_contents(now());
         if who.uid != 0 {
             body.mode = U32::new(without_set_ids(body));
         }
+        self.drop_capabilities(tx, inode)
     }
 
     pub(super) fn do_fsync(&self, ino: Ino) -> Result<()> {
@@ -236,8 +239,8 @@ impl Filesystem {
         if keeps {
             self.keep_space(&mut inode, offset, end)?;
         }
-        self.touch_written(who, &mut inode);
         let mut tx = self.tx();
+        self.touch_written(who, &mut tx, &mut inode)?;
         inode.save(&mut tx)?;
         tx.publish()?;
         Ok(inode.attributes())
@@ -333,7 +336,7 @@ impl Filesystem {
                     Mapping::Hole { end } => {
                         let wanted = (end.min(last) - block).min(u64::from(u32::MAX)) as u32;
                         let content = &mut inode.edit().content;
-                        let ask = |tx: &mut crate::journal::Tx<'_>, count| tx.allocate(count);
+                        let ask = |tx: &mut Tx<'_>, count| tx.allocate(count);
                         extent::allocate(&mut tx, content, block, wanted, true, size_blocks, ask)?.end()
                     }
                 };

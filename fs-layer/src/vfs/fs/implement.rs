@@ -1,6 +1,6 @@
 //! [`Vfs`] for [`Filesystem`]: each call by name.
 
-use super::{Filesystem, lock};
+use super::{Filesystem, lock, noting};
 use crate::vfs::{
     Access, Attributes, Credentials, DirChange, DirPage, Fallocate, FileLock, FsStat, Ino, Linked, LockOwner, Made,
     Make, NewAttributes, ReadData, Rename, Result, Seek, SetAttributes, SetXattr, Vfs, WriteAt, Written,
@@ -159,6 +159,14 @@ impl Vfs for Filesystem {
         self.write_back_all()?;
         // The flush must begin after the data was written.
         self.journal.commit(self.journal.newest(), self.journal.ticket())
+    }
+
+    fn noting(&self, request: u64, change: &mut dyn FnMut()) {
+        noting::during(request, change);
+    }
+
+    fn noted(&self) -> Vec<u64> {
+        self.journal.noted().to_vec()
     }
 
     fn write_verifier(&self) -> [u8; 8] {

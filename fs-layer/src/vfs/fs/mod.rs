@@ -10,6 +10,7 @@ mod contents;
 mod file_locks;
 mod implement;
 mod names;
+mod noting;
 mod orphans;
 mod permission;
 mod rename;

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use zerocopy::little_endian::{U16, U32, U64};
 
+use super::noting;
 use super::orphans::Fate;
 use super::permission::{CHANGE, READ, SEARCH, SET_GID, check, check_name, check_sticky};
 use super::{Filesystem, kind_code, kind_of, now};
@@ -137,6 +138,7 @@ impl Filesystem {
         self.add_entry(&mut tx, &mut parent, name, Target { ino, kind: kind_code(kind) })?;
         parent.edit().touch_contents(time);
         parent.save(&mut tx)?;
+        tx.note(noting::request());
         tx.publish()?;
         let dir = DirChange { before, after: parent.change.get() };
         Ok(Made { attributes: inode.attributes(), made: true, dir })
@@ -196,6 +198,7 @@ impl Filesystem {
         body.links = U32::new(links);
         body.touch(time);
         inode.save(&mut tx)?;
+        tx.note(noting::request());
         tx.publish()?;
         let dir = DirChange { before, after: parent.change.get() };
         Ok(Linked { attributes: inode.attributes(), dir })
@@ -233,6 +236,7 @@ impl Filesystem {
         }
         parent.save(&mut tx)?;
         let (fate, orphans) = self.drop_name(&mut tx, &mut inode, time)?;
+        tx.note(noting::request());
         tx.publish()?;
         let after = parent.change.get();
         drop((orphans, child, guard));

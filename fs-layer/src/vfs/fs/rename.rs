@@ -2,6 +2,7 @@
 
 use zerocopy::little_endian::{U32, U64};
 
+use super::noting;
 use super::orphans::Fate;
 use super::permission::{CHANGE, SEARCH, WRITE, check, check_name, check_sticky};
 use super::{Filesystem, kind_code, now};
@@ -156,6 +157,7 @@ impl Filesystem {
                 (fate, orphans) = self.drop_name(&mut tx, replaced, time)?;
             }
         }
+        tx.note(noting::request());
         tx.publish()?;
         let changes = (
             DirChange { before: unchanged.0.before, after: from_dir.change.get() },

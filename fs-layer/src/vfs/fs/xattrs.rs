@@ -3,9 +3,12 @@
 use super::permission::{READ, STICKY, WRITE, check, is_owner};
 use super::{Filesystem, now};
 use crate::inode::{Inode, Xattr, load_xattrs, save_xattrs};
+use crate::journal::Tx;
 use crate::vfs::{Credentials, FileKind, Ino, Result, SetXattr, VfsError, XATTR_MAX};
 
 const NAME_BYTES_MAX: usize = 255;
+/// What a program may do beyond its user's rights: worth nothing once somebody else could have changed the program.
+const CAPABILITIES: &[u8] = b"security.capability";
 
 /// Fails unless `who` may read, or change, the attribute.
 fn may(who: &Credentials, inode: &Inode, name: &[u8], change: bool) -> Result<()> {
@@ -84,6 +87,17 @@ impl Filesystem {
             all.remove(index);
             Ok(())
         })
+    }
+
+    /// Takes the capabilities from a file that is written, cut, or given to another owner. The lock is held; the caller saves the inode.
+    pub(super) fn drop_capabilities(&self, tx: &mut Tx<'_>, inode: &mut Inode) -> Result<()> {
+        if inode.xattr_len.get() == 0 && inode.xattr_block.get() == 0 {
+            return Ok(());
+        }
+        let mut all = load_xattrs(&self.journal, inode)?;
+        let before = all.len();
+        all.retain(|xattr| xattr.name != CAPABILITIES);
+        if all.len() < before { save_xattrs(tx, inode, &all) } else { Ok(()) }
     }
 
     fn change_xattrs(

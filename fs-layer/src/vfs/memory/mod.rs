@@ -232,6 +232,15 @@ impl Vfs for MemoryVfs {
         Ok(())
     }
 
+    /// Nothing outlives the process.
+    fn noting(&self, _request: u64, change: &mut dyn FnMut()) {
+        change();
+    }
+
+    fn noted(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
     fn write_verifier(&self) -> [u8; 8] {
         self.verifier.load(Ordering::SeqCst).to_be_bytes()
     }

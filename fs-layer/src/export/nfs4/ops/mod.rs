@@ -119,6 +119,11 @@ pub mod op {
 /// # Errors
 /// Its status. What it wrote then counts only if it set [`Compound::error_body`].
 pub fn run(c: &mut Compound<'_>, operation: u32, r: &mut Reader<'_>, w: &mut Writer) -> Status<()> {
+    // What is noted when it is done looks by itself.
+    let noted = matches!(operation, op::CREATE | op::LINK | op::OPEN | op::REMOVE | op::RENAME);
+    if c.again && op::may_change(operation) && !noted {
+        return Err(Nfs4Error::Delay);
+    }
     match operation {
         op::ACCESS => files::access(c, r, w),
         op::CLOSE => open::close(c, r, w),

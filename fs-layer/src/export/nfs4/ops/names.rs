@@ -5,7 +5,7 @@ use crate::export::nfs4::bitmap::Bitmap;
 use crate::export::nfs4::compound::{Compound, read_name, write_change};
 use crate::export::nfs4::status::{Nfs4Error, Status};
 use crate::export::nfs4::xdr::{Reader, Writer};
-use crate::vfs::{FileKind, Make, NewAttributes, Rename, SYMLINK_MAX, SetTime, VfsError};
+use crate::vfs::{Attributes, DirChange, FileKind, Ino, Make, NewAttributes, Rename, SYMLINK_MAX, SetTime, VfsError};
 
 /// Entries that are asked of the filesystem at a time.
 const PAGE_ENTRIES: usize = 128;
@@ -55,28 +55,51 @@ pub fn create(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Statu
         _ => 0o600,
     };
     let with = new_attributes(&settings, default_mode);
-    let made = c.shared.vfs.make(&c.who, dir, name, &what, &with).map_err(|e| c.dir_error(dir, e.into()))?;
-    c.changed = true;
-    c.set_current(Some(made.attributes.ino));
-    write_change(w, made.dir);
+    let (ino, change) = if c.is_done()? {
+        (made_before(c, dir, name)?.ino, unchanged(c, dir)?)
+    } else {
+        let made = c.noting(|| c.shared.vfs.make(&c.who, dir, name, &what, &with));
+        let made = made.map_err(|e| c.dir_error(dir, e.into()))?;
+        c.changed = true;
+        (made.attributes.ino, made.dir)
+    };
+    c.set_current(Some(ino));
+    write_change(w, change);
     settings.named.write(w);
     Ok(())
+}
+
+/// A directory that does not change now.
+pub fn unchanged(c: &Compound<'_>, dir: Ino) -> Status<DirChange> {
+    let change = c.shared.vfs.getattr(dir)?.change;
+    Ok(DirChange { before: change, after: change })
+}
+
+/// What the server before this one made. It may be gone by now.
+pub fn made_before(c: &Compound<'_>, dir: Ino, name: &[u8]) -> Status<Attributes> {
+    c.shared.vfs.lookup(&c.who, dir, name).map_err(|_| Nfs4Error::Stale)
 }
 
 pub fn remove(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<()> {
     let name = read_name(r)?;
     let dir = c.current()?;
     c.writable()?;
+    if c.is_done()? {
+        write_change(w, unchanged(c, dir)?);
+        return Ok(());
+    }
     let vfs = &c.shared.vfs;
     let file = vfs.lookup(&c.who, dir, name).map_err(|e| c.dir_error(dir, e.into()))?;
+    let unlink = || c.noting(|| vfs.unlink(&c.who, dir, name));
+    let rmdir = || c.noting(|| vfs.rmdir(&c.who, dir, name));
     let removed = match file.kind {
-        FileKind::Directory => vfs.rmdir(&c.who, dir, name),
-        _ => vfs.unlink(&c.who, dir, name),
+        FileKind::Directory => rmdir(),
+        _ => unlink(),
     };
     // Between looking and removing another may have put something else there.
     let removed = match removed {
-        Err(VfsError::NotDirectory) => vfs.unlink(&c.who, dir, name),
-        Err(VfsError::IsDirectory) => vfs.rmdir(&c.who, dir, name),
+        Err(VfsError::NotDirectory) => unlink(),
+        Err(VfsError::IsDirectory) => rmdir(),
         other => other,
     };
     let change = removed?;
@@ -89,7 +112,12 @@ pub fn rename(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Statu
     let (old, new) = (read_name(r)?, read_name(r)?);
     let (from, to) = (c.saved()?, c.current()?);
     c.writable()?;
-    let renamed = c.shared.vfs.rename(&c.who, (from, old), (to, new), Rename::Replace);
+    if c.is_done()? {
+        write_change(w, unchanged(c, from)?);
+        write_change(w, unchanged(c, to)?);
+        return Ok(());
+    }
+    let renamed = c.noting(|| c.shared.vfs.rename(&c.who, (from, old), (to, new), Rename::Replace));
     let (source, target) = renamed.map_err(|e| match Nfs4Error::from(e) {
         // A file over a directory, or the reverse, and a directory that is not empty (section 18.26.3).
         Nfs4Error::NotDir if c.dir_error(from, Nfs4Error::NotDir) == Nfs4Error::Symlink => Nfs4Error::Symlink,
@@ -109,7 +137,11 @@ pub fn link(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<
     if file.kind == FileKind::Directory {
         return Err(Nfs4Error::IsDir);
     }
-    let linked = c.shared.vfs.link(&c.who, ino, dir, name).map_err(|e| c.dir_error(dir, e.into()))?;
+    if c.is_done()? {
+        write_change(w, unchanged(c, dir)?);
+        return Ok(());
+    }
+    let linked = c.noting(|| c.shared.vfs.link(&c.who, ino, dir, name)).map_err(|e| c.dir_error(dir, e.into()))?;
     c.changed = true;
     write_change(w, linked.dir);
     Ok(())

@@ -1,11 +1,11 @@
 //! OPEN, OPEN_DOWNGRADE and CLOSE.
 
-use super::names::new_attributes;
+use super::names::{made_before, new_attributes, unchanged};
 use crate::export::nfs4::attributes::{Settings, number};
 use crate::export::nfs4::bitmap::Bitmap;
 use crate::export::nfs4::compound::{Compound, read_name, write_change};
 use crate::export::nfs4::state::open::{BOTH, READ, WRITE};
-use crate::export::nfs4::state::stateid::{ANONYMOUS, INVALID, Stateid};
+use crate::export::nfs4::state::stateid::{ANONYMOUS, INVALID, Other, Stateid};
 use crate::export::nfs4::status::{Nfs4Error, Status};
 use crate::export::nfs4::xdr::{Reader, Writer};
 use crate::vfs::{Access, Attributes, DirChange, FileKind, Ino, Make, SetAttributes, Time, VfsError};
@@ -57,6 +57,9 @@ pub fn open(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<
     let access = access & 0xff;
     if !(READ..=BOTH).contains(&access) || deny > BOTH {
         return Err(Nfs4Error::Inval);
+    }
+    if c.again {
+        return opened_before(c, how, r, w);
     }
     let client = c.client()?;
     let claim = r.u32()?;
@@ -120,6 +123,37 @@ pub fn open(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<
     Ok(())
 }
 
+/// The answer to an exclusive create that the server before this one ran. Its state ended with that server: the client takes it back as it does
+/// with all it had open.
+fn opened_before(c: &mut Compound<'_>, how: Option<How>, r: &mut Reader<'_>, w: &mut Writer) -> Status<()> {
+    let claim = r.u32()?;
+    let (Some(how), 0, true) = (how, claim, c.is_done()?) else { return Err(Nfs4Error::Delay) };
+    let name = read_name(r)?;
+    let dir = c.current()?;
+    let file = made_before(c, dir, name)?;
+    Compound::check_regular(&file)?;
+    let set = match how {
+        How::Unchecked(settings) | How::Guarded(settings) => settings.named,
+        How::Exclusive(_, settings) => with_times(settings.named),
+    };
+    c.set_current(Some(file.ino));
+    // Starts are numbered from 1, so that this names nothing.
+    Stateid { seqid: 1, other: Other::new(0, file.ino.0) }.write(w);
+    write_change(w, unchanged(c, dir)?);
+    w.u32(RESULT_LOCKTYPE_POSIX | RESULT_MAY_NOTIFY_LOCK);
+    set.write(w);
+    // OPEN_DELEGATE_NONE.
+    w.u32(0);
+    Ok(())
+}
+
+/// Attributes that an exclusive create has set, with the times that hold its verifier.
+fn with_times(mut set: Bitmap) -> Bitmap {
+    set.insert(number::TIME_ACCESS);
+    set.insert(number::TIME_MODIFY);
+    set
+}
+
 /// Holds the file and notes the open.
 fn share(c: &Compound<'_>, client: u64, owner: &[u8], ino: Ino, access: u32, deny: u32) -> Status<Stateid> {
     let vfs = &c.shared.vfs;
@@ -135,11 +169,6 @@ fn share(c: &Compound<'_>, client: u64, owner: &[u8], ino: Ino, access: u32, den
             Err(e)
         }
     }
-}
-
-fn unchanged(c: &Compound<'_>, dir: Ino) -> Status<DirChange> {
-    let change = c.shared.vfs.getattr(dir)?.change;
-    Ok(DirChange { before: change, after: change })
 }
 
 fn read_how(r: &mut Reader<'_>, minor: u32) -> Status<How> {
@@ -179,10 +208,11 @@ fn make(c: &Compound<'_>, dir: Ino, name: &[u8], how: How) -> Status<Opened> {
     if let Some(verifier) = verifier {
         let (accessed, modified) = verifier_times(verifier);
         (with.accessed, with.modified) = (Some(accessed), Some(modified));
-        set.insert(number::TIME_ACCESS);
-        set.insert(number::TIME_MODIFY);
+        set = with_times(set);
     }
-    let error = match vfs.make(&c.who, dir, name, &Make::File { exclusive }, &with) {
+    let make = || vfs.make(&c.who, dir, name, &Make::File { exclusive }, &with);
+    // To make a file again that may exist does no harm.
+    let error = match if exclusive { c.noting(make) } else { make() } {
         Ok(made) if made.made => {
             return Ok(Opened { file: made.attributes, made: true, dir: made.dir, set, truncate: false });
         }

@@ -27,6 +27,7 @@ impl Grace {
         if now < until && !self.waiting.is_empty() {
             return true;
         }
+        let missing = self.waiting.len();
         for owner in std::mem::take(&mut self.waiting) {
             if let Err(e) = records.remove(&owner) {
                 tracing::error!("the record of an NFS client cannot be removed, the grace period goes on: {e}");
@@ -34,7 +35,13 @@ impl Grace {
                 return true;
             }
         }
-        tracing::info!("the grace period is over");
+        match missing {
+            0 => tracing::info!("the grace period is over: all clients came back"),
+            _ => tracing::warn!(
+                missing,
+                "the grace period is over, and clients did not come back: they lose what they held"
+            ),
+        }
         self.until = None;
         self.known.clear();
         false
