@@ -114,7 +114,8 @@ pub(super) fn run(args: MountArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
 
     let access = if settings.read_only { Access::Read } else { Access::Write };
-    let opened = open::tree(&settings.place, access, &settings.memory)?;
+    // The kernel keeps what it reads.
+    let opened = open::tree(&settings.place, access, &settings.memory, false)?;
     let options = FuseOptions {
         source: opened.description().to_owned(),
         sharing: Sharing::Alone,

@@ -110,6 +110,14 @@ impl Disk for CountedDisk {
         self.counted(self.disk.write_all(runs))
     }
 
+    fn write_parts(&self, runs: &[(BlockAddress, Vec<&[u8]>)]) -> io::Result<()> {
+        about_to_wait();
+        for (_, parts) in runs {
+            self.wrote(parts.iter().map(|part| part.len()).sum());
+        }
+        self.counted(self.disk.write_parts(runs))
+    }
+
     fn flush(&self) -> io::Result<()> {
         about_to_wait();
         let start = Instant::now();

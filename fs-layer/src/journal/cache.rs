@@ -228,6 +228,12 @@ impl BlockCache {
         }
     }
 
+    /// The version of a block as far as that is known here, else 0.
+    pub(super) fn version(&self, at: BlockAddress) -> u64 {
+        let shard = self.shard(at);
+        shard.entries.get(&at).and_then(|entry| entry.image.as_ref()).map_or(0, |image| image.version)
+    }
+
     /// The transaction that last changed a pinned block, else 0.
     pub(super) fn changed_in(&self, at: BlockAddress) -> u64 {
         self.shard(at).entries.get(&at).map_or(0, |entry| entry.changed_in)
