@@ -63,7 +63,7 @@ impl FuseTree {
             read_ahead: u32::try_from(options.read_ahead).unwrap_or(u32::MAX),
             lists: false,
             held: Mutex::default(),
-            turns: Turns::new(options.threads.max(1)),
+            turns: Turns::new(),
         }
     }
 
@@ -447,7 +447,7 @@ impl Filesystem for FuseTree {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let _turn = self.turns.begin(Work::Long);
+        let _turn = self.turns.begin(Work::Copy);
         match self.tree.read(Ino(ino.0), offset, size) {
             Ok(read) => reply.data(&read.data),
             Err(error) => reply.error(errno(&error)),
@@ -466,7 +466,7 @@ impl Filesystem for FuseTree {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _turn = self.turns.begin(Work::Long);
+        let _turn = self.turns.begin(Work::Copy);
         // The kernel knows who may keep set-id bits; uid 0 without the capability may not, others with it may.
         let who = if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             let uid = if by.uid() == 0 { UNPRIVILEGED } else { by.uid() };
@@ -520,7 +520,7 @@ impl Filesystem for FuseTree {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let _turn = self.turns.begin(Work::Long);
+        let _turn = self.turns.begin(Work::Copy);
         match readdir::fill(&*self.tree, Ino(ino.0), offset, &mut reply) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(&error)),
@@ -528,7 +528,7 @@ impl Filesystem for FuseTree {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        let _turn = self.turns.begin(Work::Long);
+        let _turn = self.turns.begin(Work::Copy);
         let mut plus = Plus { reply, keep: self.keep() };
         match readdir::fill(&*self.tree, Ino(ino.0), offset, &mut plus) {
             Ok(()) => plus.reply.ok(),

@@ -30,13 +30,16 @@ const PAUSE_MAX: u32 = 4096;
 pub(super) enum Work {
     /// Microseconds, unless it has to wait.
     Quick,
+    /// Tens of microseconds, unless it has to wait: another thread reads meanwhile if there is something to be read already.
+    Copy,
     /// More.
     Long,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Threads that are in read(2), or on their way there.
+    /// Threads that are in read(2), or on their way there. Those that have had no request yet are not counted: when the session ends, one of the
+    /// others must be there to say so.
     readers: usize,
     /// Threads that wait for their turn.
     waiting: usize,
@@ -87,11 +90,11 @@ thread_local! {
 }
 
 impl Turns {
-    /// For so many threads, which all read at first.
-    pub(super) fn new(threads: usize) -> Arc<Turns> {
+    /// Nobody reads yet.
+    pub(super) fn new() -> Arc<Turns> {
         let several = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
         Arc::new(Turns {
-            state: Mutex::new(State { readers: threads, ..State::default() }),
+            state: Mutex::default(),
             turn: Condvar::new(),
             device: OnceLock::new(),
             ended: AtomicBool::new(false),
@@ -114,12 +117,14 @@ impl Turns {
                 of.ending = Some(Ending(self.clone()));
                 let turns = Arc::downgrade(self);
                 waiting::on_wait(move || turns.upgrade().iter().for_each(|turns| turns.pass()));
+                self.state.lock().unwrap_or_else(PoisonError::into_inner).readers += 1;
             }
             of.has_turn = true;
         });
         match work {
             Work::Long => self.pass(),
-            Work::Quick => waiting::arm(true),
+            Work::Copy if self.is_next_there() => self.pass(),
+            Work::Quick | Work::Copy => waiting::arm(true),
         }
         Turn { turns: self }
     }
@@ -163,7 +168,17 @@ impl Turns {
             state.readers += 1;
         }
         drop(state);
-        self.look();
+        // Who was given the turn by another, which is busy, is not about to get a request at once.
+        if has_turn {
+            self.look();
+        }
+    }
+
+    fn is_next_there(&self) -> bool {
+        let Some(device) = self.device.get() else { return true };
+        let mut poll = libc::pollfd { fd: device.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry that lives on, of an open descriptor; it does not wait.
+        unsafe { libc::poll(&raw mut poll, 1, 0) != 0 }
     }
 
     /// Waits a moment for the next request.
@@ -172,13 +187,10 @@ impl Turns {
         if !self.looks || self.unlooked.fetch_add(1, Ordering::Relaxed) < pause {
             return;
         }
-        let Some(device) = self.device.get() else { return };
         self.unlooked.store(0, Ordering::Relaxed);
         let begin = Instant::now();
-        let mut poll = libc::pollfd { fd: device.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
         loop {
-            // SAFETY: one entry that lives on, of an open descriptor; it does not wait.
-            if unsafe { libc::poll(&raw mut poll, 1, 0) } != 0 {
+            if self.is_next_there() {
                 self.pause.store(0, Ordering::Relaxed);
                 return;
             }
