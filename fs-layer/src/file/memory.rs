@@ -15,7 +15,7 @@ pub const PAGE_BYTES: usize = BLOCK_BYTES;
 
 type Bytes = [u8; PAGE_BYTES];
 
-/// Bytes that are asked of the system at a time: a huge page, which the kernel aligns as one.
+/// Bytes that are asked of the system at a time.
 const REGION_BYTES: usize = 2 << 20;
 
 /// Pages that nobody has; all of them are initialized memory that lives for ever.
@@ -64,8 +64,6 @@ fn more(free: &mut Vec<Free>) {
     let Some(region) = region else {
         handle_alloc_error(Layout::from_size_align(REGION_BYTES, PAGE_BYTES).expect("powers of two"))
     };
-    // SAFETY: the range was just mapped; advice changes nothing of what it holds, and may fail.
-    unsafe { libc::madvise(region.as_ptr().cast(), REGION_BYTES, libc::MADV_HUGEPAGE) };
     // The first is taken first, so that pages taken in a row follow each other.
     free.extend((0..REGION_BYTES / PAGE_BYTES).rev().map(|index| {
         // SAFETY: within the region.

@@ -274,6 +274,19 @@ impl PageCache {
         }
     }
 
+    /// Forgets pages that are not dirty.
+    pub fn forget_clean(&self, ino: Ino, blocks: impl Iterator<Item = u64>) {
+        let Some(file) = self.file(ino) else { return };
+        let mut file = lock(&file.pages);
+        let mut gone = 0;
+        for block in blocks {
+            if !file.dirty.contains(&block) && file.pages.remove(&block).is_some() {
+                gone += 1;
+            }
+        }
+        self.pages.fetch_sub(gone, Ordering::Relaxed);
+    }
+
     /// The flush that makes durable what was written back of a file; 0 if nothing was.
     pub fn ticket(&self, ino: Ino) -> u64 {
         self.file(ino).map_or_else(|| self.ticket.load(Ordering::Relaxed), |file| lock(&file.pages).ticket)

@@ -50,7 +50,7 @@ pub struct OpenOptions {
     pub commit_every: Option<Duration>,
     /// Whether reads update access times, as relatime does.
     pub access_times: bool,
-    /// Whether what large reads bring is kept in memory. Not where the readers' own system keeps it.
+    /// Whether what large reads bring, and long writes leave, is kept in memory. Not where the system of those who read and write keeps it.
     pub keeps_read: bool,
     /// Whether files without names that were held when the last run ended wait for [`Vfs::end_recovery`](crate::vfs::Vfs::end_recovery),
     /// and can be held again until then. Otherwise they are freed at once.

@@ -203,7 +203,12 @@ impl Filesystem {
             inode.save(&mut tx)?;
             tx.publish()?;
         }
-        self.pages.clean(ino, clean.into_iter(), ticket);
+        self.pages.clean(ino, clean.iter().copied(), ticket);
+        if !self.options.keeps_read {
+            // The reader's system has them; only the last page may be written on.
+            let last = (inode.size.get() / BLOCK_BYTES as u64).saturating_sub(1);
+            self.pages.forget_clean(ino, clean.into_iter().filter(|block| *block < last));
+        }
         Ok(())
     }
 
