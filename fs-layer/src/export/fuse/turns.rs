@@ -215,3 +215,98 @@ impl Drop for Turn<'_> {
         self.turns.finish();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{PipeReader, Read, Write, pipe};
+    use std::sync::mpsc::{self, Receiver, Sender};
+
+    use super::*;
+
+    /// Threads that read requests of one byte each, as those of `fuser` do, and say what they have answered.
+    struct Served {
+        requests: Option<std::io::PipeWriter>,
+        answers: Receiver<u8>,
+        go_on: Sender<()>,
+        threads: Vec<std::thread::JoinHandle<()>>,
+    }
+
+    fn serve(threads: usize) -> Served {
+        let (reader, writer) = pipe().unwrap();
+        let turns = Turns::new();
+        turns.set_device(reader.as_fd()).unwrap();
+        let (answer, answers) = mpsc::channel();
+        let (go_on, wait) = mpsc::channel();
+        let wait = Arc::new(Mutex::new(wait));
+        let threads = (0..threads)
+            .map(|_| {
+                let (turns, reader, answer, wait) =
+                    (turns.clone(), reader.try_clone().unwrap(), answer.clone(), wait.clone());
+                std::thread::spawn(move || event_loop(&turns, reader, &answer, &wait))
+            })
+            .collect();
+        Served { requests: Some(writer), answers, go_on, threads }
+    }
+
+    fn event_loop(turns: &Arc<Turns>, mut reader: PipeReader, answer: &Sender<u8>, wait: &Mutex<Receiver<()>>) {
+        let mut request = [0];
+        while reader.read(&mut request).unwrap() == 1 {
+            let _turn = turns.begin(if request[0] == b'L' { Work::Long } else { Work::Quick });
+            if request[0] != b'q' {
+                // Long work, or quick work that turns out to have to wait.
+                waiting::about_to_wait();
+                wait.lock().unwrap().recv().unwrap();
+            }
+            answer.send(request[0]).unwrap();
+        }
+    }
+
+    impl Served {
+        fn ask(&mut self, request: u8) {
+            self.requests.as_mut().unwrap().write_all(&[request]).unwrap();
+        }
+
+        fn answer(&self) -> u8 {
+            self.answers.recv_timeout(Duration::from_secs(20)).expect("an answer")
+        }
+
+        /// The session ends.
+        fn end(mut self) {
+            drop(self.requests.take());
+            for thread in self.threads {
+                thread.join().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn requests_are_answered_while_others_wait() {
+        for (threads, rounds) in [(2, 1), (2, 40), (4, 40), (16, 3)] {
+            let mut served = serve(threads);
+            for _ in 0..rounds {
+                for slow in *b"Lw" {
+                    served.ask(slow);
+                    for _ in 0..5 {
+                        served.ask(b'q');
+                        assert_eq!(served.answer(), b'q');
+                    }
+                    served.go_on.send(()).unwrap();
+                    assert_eq!(served.answer(), slow);
+                }
+            }
+            served.end();
+        }
+    }
+
+    #[test]
+    fn all_threads_end_with_the_session_however_few_requests_there_were() {
+        for requests in [0, 1, 2, 15, 16, 17, 100] {
+            let mut served = serve(16);
+            for _ in 0..requests {
+                served.ask(b'q');
+                assert_eq!(served.answer(), b'q');
+            }
+            served.end();
+        }
+    }
+}
