@@ -22,6 +22,7 @@ pub mod layout;
 pub mod lock;
 mod tree;
 pub mod vfs;
+pub mod waiting;
 
 pub use layout::{MkfsError, MkfsOptions, mkfs};
 pub use vfs::{Filesystem, OpenOptions};

@@ -78,7 +78,8 @@ pub(super) fn run(args: MountArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     }
 
     let access = if settings.read_only { Access::Read } else { Access::Write };
-    let opened = open::tree(&settings.common.place, access, &settings.common.tree)?;
+    // The kernel keeps what it reads.
+    let opened = open::tree(&settings.common.place, access, &settings.common.tree, false)?;
     let options = FuseOptions {
         source: opened.description().to_owned(),
         sharing: Sharing::Alone,

@@ -103,14 +103,20 @@ pub(super) struct TreeSettings {
     no_access_times: bool,
 }
 
-/// Opens the disk and the filesystem on it, after replaying its journal.
-pub(super) fn tree(place: &Place, access: Access, settings: &TreeSettings) -> anyhow::Result<OpenedTree> {
+/// Opens the disk and the filesystem on it, after replaying its journal. `keeps_read`: what large reads bring is kept in memory here.
+pub(super) fn tree(
+    place: &Place,
+    access: Access,
+    settings: &TreeSettings,
+    keeps_read: bool,
+) -> anyhow::Result<OpenedTree> {
     let disk = disk(place, access)?;
     let options = OpenOptions {
         read_only: access == Access::Read,
         metadata_bytes: settings.block_cache.as_usize(),
         page_bytes: settings.page_cache.as_usize(),
         access_times: !settings.no_access_times,
+        keeps_read,
         // Clients of NFS that ask for their open files after a restart; FUSE ends this at once.
         recovers_holds: true,
         ..OpenOptions::default()

@@ -60,7 +60,7 @@ pub(super) fn run(args: ServeArgs, matches: &ArgMatches) -> anyhow::Result<()> {
 
     let read_only = settings.nfs.read_only && settings.mount.is_none();
     let access = if read_only { Access::Read } else { Access::Write };
-    let opened = open::tree(&settings.common.place, access, &settings.common.tree)?;
+    let opened = open::tree(&settings.common.place, access, &settings.common.tree, true)?;
     let mounted = settings.mount.as_ref().map(|directory| mount(directory, &opened)).transpose()?;
     let nfs = Nfs::start(opened.tree(), &settings.nfs, &settings.common.place.data)?;
     let mut exports: Vec<String> =

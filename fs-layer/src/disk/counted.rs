@@ -1,4 +1,4 @@
-//! A disk that counts what is asked of it.
+//! A disk that counts what is asked of it, and says when a thread is going to wait for it.
 
 use std::io;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{BLOCK_BYTES, BlockAddress, Disk};
+use crate::waiting::about_to_wait;
 
 /// Calls of a disk since the start, and bytes they moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,24 +90,36 @@ impl Disk for CountedDisk {
     }
 
     fn read(&self, at: BlockAddress, buffer: &mut [u8]) -> io::Result<()> {
+        about_to_wait();
         self.counters.reads.fetch_add(1, Relaxed);
         self.counters.read_bytes.fetch_add(buffer.len() as u64, Relaxed);
         self.counted(self.disk.read(at, buffer))
     }
 
     fn write(&self, at: BlockAddress, data: &[u8]) -> io::Result<()> {
+        about_to_wait();
         self.wrote(data.len());
         self.counted(self.disk.write(at, data))
     }
 
     fn write_all(&self, runs: &[(BlockAddress, &[u8])]) -> io::Result<()> {
+        about_to_wait();
         for (_, data) in runs {
             self.wrote(data.len());
         }
         self.counted(self.disk.write_all(runs))
     }
 
+    fn write_parts(&self, runs: &[(BlockAddress, Vec<&[u8]>)]) -> io::Result<()> {
+        about_to_wait();
+        for (_, parts) in runs {
+            self.wrote(parts.iter().map(|part| part.len()).sum());
+        }
+        self.counted(self.disk.write_parts(runs))
+    }
+
     fn flush(&self) -> io::Result<()> {
+        about_to_wait();
         let start = Instant::now();
         let result = self.counted(self.disk.flush());
         self.counters.flushes.fetch_add(1, Relaxed);
@@ -115,6 +128,7 @@ impl Disk for CountedDisk {
     }
 
     fn discard(&self, at: BlockAddress, count: u64) -> io::Result<()> {
+        about_to_wait();
         self.counters.discard_bytes.fetch_add(count.saturating_mul(BLOCK_BYTES as u64), Relaxed);
         self.counted(self.disk.discard(at, count))
     }

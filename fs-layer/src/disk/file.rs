@@ -1,6 +1,7 @@
 //! A regular file or a block device as the disk.
 //!
-//! Writes go through the page cache of the host and become durable with fdatasync(2). A regular file is sparse: its length is the
+//! What is small goes through the page cache of the host; large reads and writes from aligned memory go past it (O_DIRECT), where the file can
+//! do that: files' contents are cached above already. All of it becomes durable with fdatasync(2). A regular file is sparse: its length is the
 //! size of the disk, and what is discarded becomes a hole. A file that another process has open to write is refused: two filesystems on
 //! one disk destroy each other.
 
@@ -15,9 +16,16 @@ use super::{BLOCK_BYTES, BlockAddress, Disk};
 /// The most that one fallocate(2) is asked to discard, in bytes.
 const DISCARD_BYTES_MAX: u64 = 1 << 40;
 
+/// From so many bytes on, going past the page cache of the host is worth waiting for the disk.
+const DIRECT_BYTES_MIN: usize = 128 << 10;
+/// The most parts that one pwritev(2) takes.
+const PARTS_MAX: usize = 1024;
+
 /// See the module.
 pub struct FileDisk {
     file: File,
+    /// The same past the page cache, if the file can do that.
+    direct: Option<File>,
     blocks: u64,
 }
 
@@ -27,7 +35,8 @@ impl FileDisk {
         let mut file = OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_CLOEXEC).open(path)?;
         lock(&file, path, read_only)?;
         let bytes = file.seek(SeekFrom::End(0))?;
-        Ok(FileDisk { file, blocks: bytes / BLOCK_BYTES as u64 })
+        let direct = open_direct(path, read_only);
+        Ok(FileDisk { file, direct, blocks: bytes / BLOCK_BYTES as u64 })
     }
 
     /// Makes a sparse file of so many bytes, which must not exist.
@@ -35,7 +44,45 @@ impl FileDisk {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         lock(&file, path, false)?;
         file.set_len(bytes)?;
-        Ok(FileDisk { file, blocks: bytes / BLOCK_BYTES as u64 })
+        Ok(FileDisk { file, direct: open_direct(path, false), blocks: bytes / BLOCK_BYTES as u64 })
+    }
+
+    /// The file past the page cache, for so many bytes at once.
+    fn direct(&self, bytes: usize) -> Option<&File> {
+        self.direct.as_ref().filter(|_| bytes >= DIRECT_BYTES_MIN)
+    }
+
+    /// Writes parts that follow each other.
+    fn write_run(&self, at: BlockAddress, parts: &[&[u8]]) -> io::Result<()> {
+        let mut offset = byte(at)?;
+        for parts in parts.chunks(PARTS_MAX) {
+            let bytes: usize = parts.iter().map(|part| part.len()).sum();
+            let aligned = parts.iter().all(|part| is_aligned(part.as_ptr()));
+            let direct = self.direct(bytes).filter(|_| aligned);
+            // What is left, or all of it where the file takes no such request, goes the other way.
+            let done = match direct.map(|file| write_vectored_at(file, parts, offset)) {
+                Some(Err(error)) if !is_refusal(&error) => return Err(error),
+                Some(Ok(done)) => done,
+                _ => 0,
+            };
+            self.write_rest(parts, offset, done)?;
+            offset += bytes as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes what follows the first `done` bytes of parts that begin at `offset`.
+    fn write_rest(&self, parts: &[&[u8]], offset: u64, mut done: usize) -> io::Result<()> {
+        let mut offset = offset;
+        for part in parts {
+            let skip = done.min(part.len());
+            done -= skip;
+            if skip < part.len() {
+                self.file.write_all_at(&part[skip..], offset + skip as u64)?;
+            }
+            offset += part.len() as u64;
+        }
+        Ok(())
     }
 
     fn write_zeros(&self, at: BlockAddress, count: u64) -> io::Result<()> {
@@ -66,6 +113,39 @@ fn lock(file: &File, path: &Path, shared: bool) -> io::Result<()> {
     }
 }
 
+fn open_direct(path: &Path, read_only: bool) -> Option<File> {
+    let flags = libc::O_CLOEXEC | libc::O_DIRECT;
+    OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path).ok()
+}
+
+fn is_aligned(memory: *const u8) -> bool {
+    memory.addr().is_multiple_of(BLOCK_BYTES)
+}
+
+/// Whether a file can't be read or written this way at all.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+}
+
+/// Returns how many bytes were written.
+fn write_vectored_at(file: &File, parts: &[&[u8]], offset: u64) -> io::Result<usize> {
+    let parts: Vec<libc::iovec> = parts
+        .iter()
+        .map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() })
+        .collect();
+    loop {
+        // SAFETY: the vectors point to slices that outlive the call, which only reads them.
+        let done = unsafe { libc::pwritev(file.as_raw_fd(), parts.as_ptr(), parts.len() as i32, offset as i64) };
+        if let Ok(done) = usize::try_from(done) {
+            return Ok(done);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
 fn byte(at: BlockAddress) -> io::Result<u64> {
     at.checked_mul(BLOCK_BYTES as u64).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
@@ -76,11 +156,21 @@ impl Disk for FileDisk {
     }
 
     fn read(&self, at: BlockAddress, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, byte(at)?)
+        let offset = byte(at)?;
+        let direct = self.direct(buffer.len()).filter(|_| is_aligned(buffer.as_ptr()));
+        match direct.map(|file| file.read_exact_at(buffer, offset)) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) if !is_refusal(&error) => Err(error),
+            _ => self.file.read_exact_at(buffer, offset),
+        }
     }
 
     fn write(&self, at: BlockAddress, data: &[u8]) -> io::Result<()> {
         self.file.write_all_at(data, byte(at)?)
+    }
+
+    fn write_parts(&self, runs: &[(BlockAddress, Vec<&[u8]>)]) -> io::Result<()> {
+        runs.iter().try_for_each(|(at, parts)| self.write_run(*at, parts))
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -104,5 +194,33 @@ impl Disk for FileDisk {
             from += now;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::Page;
+
+    #[test]
+    fn parts_are_written_where_they_belong_whatever_their_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = FileDisk::create(&dir.path().join("disk"), 64 << 20).unwrap();
+        for count in [1, 3, 32, PARTS_MAX as u64 + 5] {
+            let pages: Vec<Page> = (0..count).map(|n| Page::of(&[(n % 251) as u8 + 1; BLOCK_BYTES])).collect();
+            let parts: Vec<&[u8]> = pages.iter().map(|page| &page[..]).collect();
+            disk.write_parts(&[(7, parts), (5000, vec![&pages[0][..]])]).unwrap();
+            let mut buffer = vec![0; BLOCK_BYTES * count as usize];
+            disk.read(7, &mut buffer).unwrap();
+            for (n, block) in buffer.chunks(BLOCK_BYTES).enumerate() {
+                assert!(block.iter().all(|byte| *byte == (n % 251) as u8 + 1), "block {n} of {count}");
+            }
+        }
+        // Large and aligned, past the page cache, sees what went through it.
+        disk.write(7, &[99; BLOCK_BYTES]).unwrap();
+        let mut buffer = crate::file::Buffer::new(1 << 20);
+        disk.read(7, &mut buffer).unwrap();
+        assert!(buffer[..BLOCK_BYTES].iter().all(|byte| *byte == 99) && buffer[BLOCK_BYTES] == 2);
+        disk.flush().unwrap();
     }
 }

@@ -43,6 +43,17 @@ pub trait Disk: Send + Sync {
         runs.iter().try_for_each(|(at, data)| self.write(*at, data))
     }
 
+    /// Writes several runs of blocks, each in parts that follow each other, as [`Disk::write_all`] does: for memory that is not in one
+    /// piece. Disks that can't do that put each run together first.
+    ///
+    /// # Errors
+    /// As for [`Disk::write_all`].
+    fn write_parts(&self, runs: &[(BlockAddress, Vec<&[u8]>)]) -> io::Result<()> {
+        let whole: Vec<_> = runs.iter().map(|(at, parts)| (*at, parts.concat())).collect();
+        let whole: Vec<_> = whole.iter().map(|(at, bytes)| (*at, &bytes[..])).collect();
+        self.write_all(&whole)
+    }
+
     /// Makes everything durable that was written or discarded before. After an error the disk is not to be trusted:
     /// the call is not repeated.
     fn flush(&self) -> io::Result<()>;

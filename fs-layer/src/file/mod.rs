@@ -3,6 +3,8 @@
 //! Pages that were written and are not on the disk yet are *dirty*; they have no addresses yet if the file grew there. `vfs::fs`
 //! writes them back. Callers hold the lock of the file: shared to read, exclusive to change pages.
 
+mod memory;
 mod pages;
 
-pub use pages::{PAGE_BYTES, Page, PageCache};
+pub use memory::{Buffer, PAGE_BYTES, Page};
+pub use pages::{PageCache, Writing};

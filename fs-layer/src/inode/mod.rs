@@ -23,6 +23,8 @@ pub struct Inode {
     pub ino: Ino,
     at: BlockAddress,
     body: Arc<Body>,
+    /// Whether its number was never used before, so that its block is not on the disk.
+    new: bool,
 }
 
 impl Inode {
@@ -37,18 +39,18 @@ impl Inode {
             tracing::error!(ino = ino.0, block = at, problem, "an inode is damaged");
             return Err(VfsError::Io(format!("inode {} (block {at}) is damaged: {problem}; run `fsd check`", ino.0)));
         }
-        Ok(Inode { ino, at, body })
+        Ok(Inode { ino, at, body, new: false })
     }
 
     /// One whose block was read already.
     pub fn of(ino: Ino, at: BlockAddress, body: &Body) -> Inode {
-        Inode { ino, at, body: Arc::new(*body) }
+        Inode { ino, at, body: Arc::new(*body), new: false }
     }
 
     /// A new one, all zeros.
     pub fn new(journal: &Journal, ino: Ino) -> Result<Inode> {
         let at = journal.geometry().inode(ino).ok_or(VfsError::NoSpace)?;
-        Ok(Inode { ino, at, body: Arc::new(<[u8; BODY_BYTES]>::new_zeroed()) })
+        Ok(Inode { ino, at, body: Arc::new(<[u8; BODY_BYTES]>::new_zeroed()), new: true })
     }
 
     /// Its block.
@@ -63,6 +65,10 @@ impl Inode {
 
     /// Puts it as it is into a transaction.
     pub fn save(&self, tx: &mut Tx<'_>) -> Result<()> {
+        if self.new {
+            tx.put_new(self.at, BlockKind::Inode, self.body.clone());
+            return Ok(());
+        }
         tx.put(self.at, BlockKind::Inode, self.body.clone())
     }
 }

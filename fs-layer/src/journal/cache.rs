@@ -2,15 +2,19 @@
 //!
 //! A block that is newer than on its home place is *pinned*: it stays until its newest image is home. What is not pinned can be forgotten at any
 //! time. Readers hold the lock of the inode that a block belongs to, so that nobody publishes a block while another reads it from the disk.
+//!
+//! Who reads blocks that are near each other gets their neighbours along, in one request. Nobody holds the locks of those: they are entered only if
+//! they were not here, and nothing that could have been theirs was published, brought home or freed since before they were read.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Image;
 use crate::blocks::{BlockKind, Body};
 use crate::disk::{BLOCK_BYTES, BlockAddress, Disk};
-use crate::layout::{Opened, open};
+use crate::layout::{Opened, RawBlock, open};
 use crate::vfs::{Result, VfsError};
 
 /// Hashes numbers that are well spread after one multiplication.
@@ -39,6 +43,12 @@ pub type IntMap<K, V> = HashMap<K, V, BuildHasherDefault<IntHasher>>;
 
 const SHARDS: usize = 32;
 
+/// Blocks that are near the last one that was read: its neighbours may be next.
+const NEAR: u64 = 4096;
+/// How many blocks are read at once at first, where it seems worth it, and at most where that goes on. Powers of two.
+const GROUP_MIN: u64 = 32;
+const GROUP_MAX: u64 = 256;
+
 struct Entry {
     /// `None`: freed, and to be discarded.
     image: Option<Image>,
@@ -52,6 +62,8 @@ struct Entry {
 struct Shard {
     entries: IntMap<BlockAddress, Entry>,
     clock: VecDeque<BlockAddress>,
+    /// How often something of this shard was published, brought home or freed.
+    changes: u64,
 }
 
 /// See the module.
@@ -60,13 +72,44 @@ pub struct BlockCache {
     filesystem: [u8; 8],
     shards: Vec<Mutex<Shard>>,
     shard_max: usize,
+    inodes: Nearby,
+    directories: Nearby,
+}
+
+/// Where blocks of a kind were read last.
+#[derive(Default)]
+struct Nearby {
+    last: AtomicU64,
+    /// Where the last group ended, and how long the next one is if it goes on there.
+    end: AtomicU64,
+    next: AtomicU64,
+}
+
+impl Nearby {
+    /// What to read where `at` is wanted: the first block, and how many.
+    fn group(&self, at: BlockAddress, blocks: u64) -> (BlockAddress, u64) {
+        let last = self.last.swap(at, Ordering::Relaxed);
+        if last == 0 || at.abs_diff(last) > NEAR {
+            return (at, 1);
+        }
+        let goes_on = self.end.load(Ordering::Relaxed) == at;
+        let (first, count) = match goes_on {
+            true => (at, self.next.load(Ordering::Relaxed).clamp(GROUP_MIN, GROUP_MAX)),
+            false => (at & !(GROUP_MIN - 1), GROUP_MIN),
+        };
+        let end = (first + count).min(blocks).max(at + 1);
+        self.end.store(end, Ordering::Relaxed);
+        self.next.store(count * 2, Ordering::Relaxed);
+        (first, end - first)
+    }
 }
 
 impl BlockCache {
     /// An empty cache of so many bytes.
     pub fn new(disk: Arc<dyn Disk>, filesystem: [u8; 8], bytes: usize) -> BlockCache {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        BlockCache { disk, filesystem, shards, shard_max: (bytes / BLOCK_BYTES / SHARDS).max(8) }
+        let shard_max = (bytes / BLOCK_BYTES / SHARDS).max(8);
+        BlockCache { disk, filesystem, shards, shard_max, inodes: Nearby::default(), directories: Nearby::default() }
     }
 
     /// The body of a block that must be there.
@@ -86,9 +129,55 @@ impl BlockCache {
                 image => Ok(image.clone()),
             };
         }
+        let nearby = match kind {
+            BlockKind::Inode => &self.inodes,
+            BlockKind::Directory => &self.directories,
+            _ => return self.load(at, kind),
+        };
+        match nearby.group(at, self.disk.blocks()) {
+            (_, 1) => self.load(at, kind),
+            (first, count) => self.load_group(at, kind, first, count),
+        }
+    }
+
+    /// A block from the disk.
+    fn load(&self, at: BlockAddress, kind: BlockKind) -> Result<Option<Image>> {
         let mut block = [0; BLOCK_BYTES];
         self.disk.read(at, &mut block).map_err(|e| damaged(at, kind, &e.to_string()))?;
-        match open(Some(self.filesystem), at, kind, &block) {
+        self.enter(at, kind, &block)
+    }
+
+    /// The same, with its neighbours as far as they are of the same kind.
+    fn load_group(&self, at: BlockAddress, kind: BlockKind, first: BlockAddress, count: u64) -> Result<Option<Image>> {
+        let before: Vec<u64> = (0..SHARDS).map(|index| self.shard_at(index).changes).collect();
+        let mut blocks = vec![0; count as usize * BLOCK_BYTES];
+        if self.disk.read(first, &mut blocks).is_err() {
+            // It may be a neighbour's fault.
+            return self.load(at, kind);
+        }
+        for (neighbour, block) in (first..).zip(blocks.as_chunks::<BLOCK_BYTES>().0) {
+            if neighbour == at || self.shard(neighbour).entries.contains_key(&neighbour) {
+                continue;
+            }
+            // What is damaged says so when somebody asks for it.
+            let Opened::Sound { version, body } = open(Some(self.filesystem), neighbour, kind, block) else { continue };
+            let image = Image { kind, version, body: Arc::new(*body) };
+            let index = shard_of(neighbour);
+            let mut shard = self.shard_at(index);
+            if shard.changes == before[index] && !shard.entries.contains_key(&neighbour) {
+                let new = Entry { image: Some(image), pinned: false, used: false, changed_in: 0 };
+                shard.entries.insert(neighbour, new);
+                shard.clock.push_back(neighbour);
+                shard.shrink(self.shard_max);
+            }
+        }
+        let block = blocks[(at - first) as usize * BLOCK_BYTES..].first_chunk().expect("the group holds the block");
+        self.enter(at, kind, block)
+    }
+
+    /// A block that was read from the disk under the lock of what it belongs to.
+    fn enter(&self, at: BlockAddress, kind: BlockKind, block: &RawBlock) -> Result<Option<Image>> {
+        match open(Some(self.filesystem), at, kind, block) {
             Opened::Empty => Ok(None),
             Opened::Damaged(why) => Err(damaged(at, kind, &why)),
             Opened::Sound { version, body } => {
@@ -107,6 +196,7 @@ impl BlockCache {
     /// Shows and pins what was published in transaction `sequence`.
     pub(super) fn put(&self, at: BlockAddress, image: Option<Image>, sequence: u64) {
         let mut shard = self.shard(at);
+        shard.changes += 1;
         let new = Entry { image, pinned: true, used: true, changed_in: sequence };
         if shard.entries.insert(at, new).is_none() {
             shard.clock.push_back(at);
@@ -116,7 +206,9 @@ impl BlockCache {
 
     /// Lets go of a block of which this version is home; of a newer one not.
     pub(super) fn unpin(&self, at: BlockAddress, version: u64) {
-        if let Some(entry) = self.shard(at).entries.get_mut(&at)
+        let mut shard = self.shard(at);
+        shard.changes += 1;
+        if let Some(entry) = shard.entries.get_mut(&at)
             && entry.image.as_ref().is_some_and(|image| image.version == version)
         {
             entry.pinned = false;
@@ -127,6 +219,7 @@ impl BlockCache {
     /// Forgets a block that was freed and is discarded.
     pub(super) fn forget(&self, at: BlockAddress) {
         let mut shard = self.shard(at);
+        shard.changes += 1;
         if let Some(entry) = shard.entries.get_mut(&at)
             && entry.image.is_none()
         {
@@ -135,15 +228,28 @@ impl BlockCache {
         }
     }
 
+    /// The version of a block as far as that is known here, else 0.
+    pub(super) fn version(&self, at: BlockAddress) -> u64 {
+        let shard = self.shard(at);
+        shard.entries.get(&at).and_then(|entry| entry.image.as_ref()).map_or(0, |image| image.version)
+    }
+
     /// The transaction that last changed a pinned block, else 0.
     pub(super) fn changed_in(&self, at: BlockAddress) -> u64 {
         self.shard(at).entries.get(&at).map_or(0, |entry| entry.changed_in)
     }
 
     fn shard(&self, at: BlockAddress) -> MutexGuard<'_, Shard> {
-        let index = (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59) as usize;
+        self.shard_at(shard_of(at))
+    }
+
+    fn shard_at(&self, index: usize) -> MutexGuard<'_, Shard> {
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn shard_of(at: BlockAddress) -> usize {
+    (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59) as usize
 }
 
 impl Shard {

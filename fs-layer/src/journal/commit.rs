@@ -35,6 +35,7 @@ impl Journal {
             if state.durable >= sequence && state.flushes_done >= ticket {
                 return Ok(());
             }
+            crate::waiting::about_to_wait();
             if state.leader {
                 state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;

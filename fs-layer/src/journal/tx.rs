@@ -53,6 +53,12 @@ impl<'a> Tx<'a> {
         self.request = request;
     }
 
+    /// Sets a whole block that was never on the disk: its address is new.
+    pub fn put_new(&mut self, at: BlockAddress, kind: BlockKind, body: Arc<Body>) {
+        let base = self.journal.cache.version(at);
+        self.changes.entry(at).or_insert(Change { kind, base, body: None }).body = Some(body);
+    }
+
     /// Counts files that were made, or removed.
     pub fn count_files(&mut self, files: i64) {
         self.files += files;

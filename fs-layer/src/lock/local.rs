@@ -64,6 +64,7 @@ impl LockManager for LocalLocks {
                 return Ok(());
             }
             waited = true;
+            crate::waiting::about_to_wait();
             lock.waiting += 1;
             lock.writers_waiting += u32::from(exclusive);
             locks = shard.released.wait(locks).unwrap_or_else(PoisonError::into_inner);

@@ -13,14 +13,17 @@
 //! are never used again, so a forgotten one needs no account, and a removed one answers ESTALE, after which the kernel looks its
 //! name up anew.
 //!
-//! **Locks.** fcntl locks are the tree's ([`locks`]). flock stays with the kernel: `fuser` does not hand on which of the two a request is
-//! for, and the two must not meet.
+//! **Locks.** With [`Sharing::Alone`] all locks are the kernel's: nobody else could be in their way. With [`Sharing::Shared`] fcntl locks are the tree's
+//! ([`locks`]); flock stays with the kernel: `fuser` does not hand on which of the two a request is for, and the two must not meet.
+//!
+//! **Who reads requests.** One thread at a time: [`turns`].
 
 mod convert;
 mod locks;
 mod mount;
 mod ops;
 mod readdir;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

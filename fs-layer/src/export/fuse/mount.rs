@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -109,6 +109,7 @@ pub fn clear_dead(directory: &Path) -> io::Result<bool> {
 
 pub(super) fn start(tree: FuseTree, directory: PathBuf, options: &FuseOptions) -> Result<Mounted, MountError> {
     let refused = |source| MountError::Refused { directory: directory.clone(), source };
+    let turns = tree.turns();
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
     config.clone_fd = true;
@@ -130,6 +131,7 @@ pub(super) fn start(tree: FuseTree, directory: PathBuf, options: &FuseOptions) -
         Session::new(tree, &directory, &config)
     };
     let session = session.map_err(refused)?;
+    turns.set_device(session.as_fd()).map_err(MountError::Device)?;
     let session =
         std::thread::Builder::new().name("fuse".to_owned()).spawn(move || session.run()).map_err(MountError::Thread)?;
     set_read_ahead(&directory, options.read_ahead);

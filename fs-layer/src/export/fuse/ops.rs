@@ -19,6 +19,7 @@ use fuser::{
 use super::convert::{attributes, errno, kind_of_mode, set_time, unpack_device};
 use super::locks::{Locks, Waiter};
 use super::readdir::{self, Plus};
+use super::turns::{Turns, Work};
 use super::{FuseOptions, Sharing};
 use crate::disk::BLOCK_BYTES;
 use crate::vfs::{
@@ -50,12 +51,25 @@ pub(super) struct FuseTree {
     lists: bool,
     /// How often what is held: the kernel's last releases do not arrive any more once it is unmounted.
     held: Mutex<HashMap<Ino, u64>>,
+    turns: Arc<Turns>,
 }
 
 impl FuseTree {
     pub(super) fn new(tree: Arc<dyn Vfs>, locks: Locks, options: &FuseOptions) -> FuseTree {
-        let read_ahead = u32::try_from(options.read_ahead).unwrap_or(u32::MAX);
-        FuseTree { tree, locks, sharing: options.sharing, read_ahead, lists: false, held: Mutex::default() }
+        FuseTree {
+            tree,
+            locks,
+            sharing: options.sharing,
+            read_ahead: u32::try_from(options.read_ahead).unwrap_or(u32::MAX),
+            lists: false,
+            held: Mutex::default(),
+            turns: Turns::new(),
+        }
+    }
+
+    /// Who reads requests when.
+    pub(super) fn turns(&self) -> Arc<Turns> {
+        self.turns.clone()
     }
 
     fn hold(&self, ino: Ino) -> Result<()> {
@@ -256,8 +270,7 @@ impl Filesystem for FuseTree {
             self.tree.getxattr(&Credentials::system(), crate::vfs::ROOT, b"system.posix_acl_access"),
             Err(VfsError::NotSupported)
         );
-        let mut wanted = InitFlags::FUSE_POSIX_LOCKS
-            | InitFlags::FUSE_EXPORT_SUPPORT
+        let mut wanted = InitFlags::FUSE_EXPORT_SUPPORT
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_ASYNC_DIO
@@ -265,7 +278,7 @@ impl Filesystem for FuseTree {
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
         wanted |= match self.sharing {
             Sharing::Alone => InitFlags::FUSE_EXPLICIT_INVAL_DATA | InitFlags::FUSE_CACHE_SYMLINKS,
-            Sharing::Shared => InitFlags::FUSE_AUTO_INVAL_DATA,
+            Sharing::Shared => InitFlags::FUSE_AUTO_INVAL_DATA | InitFlags::FUSE_POSIX_LOCKS,
         };
         if self.lists {
             wanted |= InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK;
@@ -294,6 +307,7 @@ impl Filesystem for FuseTree {
     }
 
     fn lookup(&self, _: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.turns.begin(Work::Quick);
         let result = self.look_up(Ino(dir.0), name);
         if matches!(result, Err(VfsError::NotFound)) && self.sharing == Sharing::Alone {
             // Number 0 says that there is nothing, and may be kept like anything else.
@@ -303,6 +317,7 @@ impl Filesystem for FuseTree {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _turn = self.turns.begin(Work::Quick);
         answer_attr(reply, self.keep(), self.tree.getattr(Ino(ino.0)));
     }
 
@@ -324,6 +339,7 @@ impl Filesystem for FuseTree {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _turn = self.turns.begin(Work::Quick);
         let set = SetAttributes {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -336,6 +352,7 @@ impl Filesystem for FuseTree {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        let _turn = self.turns.begin(Work::Quick);
         match self.tree.readlink(Ino(ino.0)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(&error)),
@@ -343,6 +360,7 @@ impl Filesystem for FuseTree {
     }
 
     fn mknod(&self, by: &Request, dir: INodeNo, name: &OsStr, mode: u32, umask: u32, device: u32, reply: ReplyEntry) {
+        let _turn = self.turns.begin(Work::Quick);
         let what = match kind_of_mode(mode) {
             Some(FileKind::File) => Make::File { exclusive: true },
             Some(kind) => Make::Special { kind, device: unpack_device(device) },
@@ -352,19 +370,23 @@ impl Filesystem for FuseTree {
     }
 
     fn mkdir(&self, by: &Request, dir: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let _turn = self.turns.begin(Work::Quick);
         let made = self.make(by, dir, name, &Make::Directory, mode, umask);
         answer_entry(reply, self.keep(), made.map(|made| made.attributes));
     }
 
     fn unlink(&self, _: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.begin(Work::Quick);
         answer(reply, self.tree.unlink(&Credentials::system(), Ino(dir.0), name.as_bytes()));
     }
 
     fn rmdir(&self, _: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.begin(Work::Quick);
         answer(reply, self.tree.rmdir(&Credentials::system(), Ino(dir.0), name.as_bytes()));
     }
 
     fn symlink(&self, by: &Request, dir: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _turn = self.turns.begin(Work::Quick);
         let what = Make::Symlink(target.as_os_str().as_bytes().to_vec());
         answer_entry(reply, self.keep(), self.make(by, dir, name, &what, 0o777, 0).map(|made| made.attributes));
     }
@@ -379,6 +401,7 @@ impl Filesystem for FuseTree {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.begin(Work::Quick);
         let how = match flags {
             flags if flags.is_empty() => Rename::Replace,
             RenameFlags::RENAME_NOREPLACE => Rename::NoReplace,
@@ -390,11 +413,13 @@ impl Filesystem for FuseTree {
     }
 
     fn link(&self, _: &Request, ino: INodeNo, dir: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.turns.begin(Work::Quick);
         let linked = self.tree.link(&Credentials::system(), Ino(ino.0), Ino(dir.0), name.as_bytes());
         answer_entry(reply, self.keep(), linked.map(|linked| linked.attributes));
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turns.begin(Work::Quick);
         match self.hold(Ino(ino.0)) {
             Ok(()) => reply.opened(FileHandle(0), self.open_flags()),
             Err(error) => reply.error(errno(&error)),
@@ -402,6 +427,7 @@ impl Filesystem for FuseTree {
     }
 
     fn create(&self, by: &Request, dir: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
+        let _turn = self.turns.begin(Work::Quick);
         match FuseTree::create(self, by, dir, name, mode, umask, flags) {
             Ok(known) => {
                 reply.created(&self.keep(), &attributes(&known), GENERATION, FileHandle(0), self.open_flags());
@@ -421,6 +447,7 @@ impl Filesystem for FuseTree {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _turn = self.turns.begin(Work::Copy);
         match self.tree.read(Ino(ino.0), offset, size) {
             Ok(read) => reply.data(&read.data),
             Err(error) => reply.error(errno(&error)),
@@ -439,6 +466,7 @@ impl Filesystem for FuseTree {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _turn = self.turns.begin(Work::Copy);
         // The kernel knows who may keep set-id bits; uid 0 without the capability may not, others with it may.
         let who = if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             let uid = if by.uid() == 0 { UNPRIVILEGED } else { by.uid() };
@@ -454,6 +482,11 @@ impl Filesystem for FuseTree {
     }
 
     fn flush(&self, _: &Request, ino: INodeNo, _: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        let _turn = self.turns.begin(Work::Quick);
+        if self.sharing == Sharing::Alone {
+            // Nothing is held back, and the locks are the kernel's: it need not ask again.
+            return reply.error(Errno::ENOSYS);
+        }
         answer(reply, self.locks.closed(Ino(ino.0), owner.0));
     }
 
@@ -467,16 +500,19 @@ impl Filesystem for FuseTree {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.begin(Work::Quick);
         // Nobody waits for this but the kernel, which keeps the file's number busy until it is answered.
         reply.ok();
         self.let_go(Ino(ino.0));
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let _turn = self.turns.begin(Work::Long);
         answer(reply, self.tree.fsync(Ino(ino.0), data_only));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turns.begin(Work::Quick);
         match self.hold(Ino(ino.0)) {
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::empty()),
             Err(error) => reply.error(errno(&error)),
@@ -484,6 +520,7 @@ impl Filesystem for FuseTree {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _turn = self.turns.begin(Work::Copy);
         match readdir::fill(&*self.tree, Ino(ino.0), offset, &mut reply) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(&error)),
@@ -491,6 +528,7 @@ impl Filesystem for FuseTree {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        let _turn = self.turns.begin(Work::Copy);
         let mut plus = Plus { reply, keep: self.keep() };
         match readdir::fill(&*self.tree, Ino(ino.0), offset, &mut plus) {
             Ok(()) => plus.reply.ok(),
@@ -499,16 +537,19 @@ impl Filesystem for FuseTree {
     }
 
     fn releasedir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        let _turn = self.turns.begin(Work::Quick);
         // Nobody waits for this but the kernel, which keeps the file's number busy until it is answered.
         reply.ok();
         self.let_go(Ino(ino.0));
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let _turn = self.turns.begin(Work::Long);
         answer(reply, self.tree.commit());
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let _turn = self.turns.begin(Work::Quick);
         match self.tree.statfs() {
             Ok(stat) => {
                 let block = BLOCK_BYTES as u64;
@@ -530,6 +571,7 @@ impl Filesystem for FuseTree {
     }
 
     fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
+        let _turn = self.turns.begin(Work::Quick);
         let how = match flags {
             0 => SetXattr::Any,
             libc::XATTR_CREATE => SetXattr::Create,
@@ -544,10 +586,12 @@ impl Filesystem for FuseTree {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _turn = self.turns.begin(Work::Quick);
         answer_xattr(reply, size, self.tree.getxattr(&Credentials::system(), Ino(ino.0), name.as_bytes()));
     }
 
     fn listxattr(&self, by: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _turn = self.turns.begin(Work::Quick);
         // Not everybody may see all names, and the kernel does not hide any.
         let who = Credentials { uid: by.uid(), gid: by.gid(), groups: Vec::new() };
         let names = self.tree.listxattr(&who, Ino(ino.0));
@@ -556,6 +600,7 @@ impl Filesystem for FuseTree {
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.begin(Work::Quick);
         answer(reply, self.tree.removexattr(&Credentials::system(), Ino(ino.0), name.as_bytes()));
     }
 
@@ -571,6 +616,7 @@ impl Filesystem for FuseTree {
         pid: u32,
         reply: ReplyLock,
     ) {
+        let _turn = self.turns.begin(Work::Quick);
         match self.tree.test_lock(Ino(ino.0), &FuseTree::lock_of(owner, pid, start, end, kind)) {
             Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
             Ok(Some(lock)) => {
@@ -594,6 +640,7 @@ impl Filesystem for FuseTree {
         sleep: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.begin(Work::Quick);
         let (ino, lock) = (Ino(ino.0), FuseTree::lock_of(owner, pid, start, end, kind));
         if kind == libc::F_UNLCK {
             return answer(reply, self.tree.unlock(ino, &lock));
@@ -617,6 +664,7 @@ impl Filesystem for FuseTree {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.begin(Work::Long);
         const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP;
         const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
@@ -634,6 +682,7 @@ impl Filesystem for FuseTree {
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let _turn = self.turns.begin(Work::Quick);
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -657,6 +706,7 @@ impl Filesystem for FuseTree {
         _: u32,
         reply: ReplyIoctl,
     ) {
+        let _turn = self.turns.begin(Work::Quick);
         // Many programs ask whether a file is a terminal.
         reply.error(Errno::ENOTTY);
     }
@@ -671,6 +721,7 @@ impl Filesystem for FuseTree {
         _: PollFlags,
         reply: ReplyPoll,
     ) {
+        let _turn = self.turns.begin(Work::Quick);
         // The kernel knows by itself that files are always ready.
         reply.error(Errno::ENOSYS);
     }
@@ -688,6 +739,7 @@ impl Filesystem for FuseTree {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _turn = self.turns.begin(Work::Long);
         answer_write(reply, self.copy((Ino(from.0), from_offset), (Ino(to.0), to_offset), len));
     }
 }

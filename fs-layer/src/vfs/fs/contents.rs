@@ -1,7 +1,5 @@
 //! Reading and writing files.
 
-use std::sync::Arc;
-
 use bytes::{Bytes, BytesMut};
 use zerocopy::little_endian::{U16, U32};
 
@@ -11,7 +9,7 @@ use super::write_back::{blocks, field};
 use super::{Filesystem, now};
 use crate::disk::BLOCK_BYTES;
 use crate::extent::{self, FILE_BLOCKS_MAX, Mapping};
-use crate::file::{PAGE_BYTES, Page};
+use crate::file::{Buffer, PAGE_BYTES, Page};
 use crate::inode::Inode;
 use crate::journal::Tx;
 use crate::layout::{CONTENT_BYTES, Content};
@@ -21,6 +19,8 @@ use crate::vfs::{
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Reads of so many bytes are large.
+const LARGE: u64 = 128 << 10;
 
 impl Filesystem {
     /// A regular file; its lock is held.
@@ -51,6 +51,9 @@ impl Filesystem {
             let content = &inode.content[offset as usize..end as usize];
             return Ok(Bytes::copy_from_slice(content));
         }
+        if end - offset >= LARGE {
+            return self.read_large(inode, offset, end);
+        }
         let mut data = BytesMut::with_capacity((end - offset) as usize);
         let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
         let mut copy = |block: u64, page: &[u8]| {
@@ -65,37 +68,64 @@ impl Filesystem {
                 block += 1;
                 continue;
             }
-            let mut missing = 1;
-            while block + missing <= last && self.pages.get(inode.ino, block + missing).is_none() {
-                missing += 1;
-            }
+            let missing = self.missing(inode, block, last);
             let file_end = blocks(inode.size.get());
             let count = self.pages.read_ahead(inode.ino, block, missing).min(file_end - block);
-            let bytes = self.load_blocks(inode, block, count)?;
-            for (index, page) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
-                let at = block + index as u64;
-                if (index as u64) < missing {
-                    copy(at, page);
-                }
-                self.pages.insert(inode.ino, at, Arc::new(page.try_into().expect("whole pages")));
+            let mut bytes = Buffer::new(count as usize * PAGE_BYTES);
+            self.load_blocks(inode, block, &mut bytes)?;
+            for (at, page) in (block..block + missing).zip(bytes.chunks_exact(PAGE_BYTES)) {
+                copy(at, page);
             }
+            self.pages.insert(inode.ino, block, &bytes);
             block += missing;
         }
         Ok(data.freeze())
     }
 
+    /// How many pages from `block` up to `last` are not here.
+    fn missing(&self, inode: &Inode, block: u64, last: u64) -> u64 {
+        (block..=last).take_while(|block| self.pages.get(inode.ino, *block).is_none()).count() as u64
+    }
+
+    /// The same for many bytes, which go from the disk to where the reader gets them from. Whoever asks for so much asks ahead himself.
+    fn read_large(&self, inode: &Inode, offset: u64, end: u64) -> Result<Bytes> {
+        let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
+        let mut bytes = Buffer::new((last + 1 - first) as usize * PAGE_BYTES);
+        let mut block = first;
+        while block <= last {
+            let at = (block - first) as usize * PAGE_BYTES;
+            if let Some(page) = self.pages.get(inode.ino, block) {
+                bytes[at..at + PAGE_BYTES].copy_from_slice(&page[..]);
+                block += 1;
+                continue;
+            }
+            let missing = self.missing(inode, block, last);
+            let part = &mut bytes[at..at + missing as usize * PAGE_BYTES];
+            self.load_blocks(inode, block, part)?;
+            if self.options.keeps_read {
+                self.pages.insert(inode.ino, block, part);
+            }
+            block += missing;
+        }
+        let from = (offset - first * BLOCK) as usize;
+        Ok(Bytes::from_owner(bytes).slice(from..from + (end - offset) as usize))
+    }
+
     /// Blocks as the disk has them, zeros behind the end of the file.
-    fn load_blocks(&self, inode: &Inode, block: u64, count: u64) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; count as usize * PAGE_BYTES];
+    fn load_blocks(&self, inode: &Inode, block: u64, bytes: &mut [u8]) -> Result<()> {
+        let end = block + (bytes.len() / PAGE_BYTES) as u64;
+        // What is read is not cleared first.
+        let mut done = 0;
         match inode.content_kind() {
             Some(Content::Inline) if block == 0 => {
                 let inline = inode.inline();
                 bytes[..inline.len()].copy_from_slice(inline);
+                done = inline.len();
             }
             Some(Content::Extents) => {
                 let mut runs = Vec::new();
                 extent::list(&self.journal, &inode.content, block, |extent| {
-                    if extent.start >= block + count {
+                    if extent.start >= end {
                         return std::ops::ControlFlow::Break(());
                     }
                     if !extent.unwritten {
@@ -104,20 +134,23 @@ impl Filesystem {
                     std::ops::ControlFlow::Continue(())
                 })?;
                 for extent in runs {
-                    let (from, to) = (extent.start.max(block), extent.end().min(block + count));
-                    let part = &mut bytes[(from - block) as usize * PAGE_BYTES..(to - block) as usize * PAGE_BYTES];
-                    let read = self.journal.disk().read(extent.address_of(from), part);
+                    let (from, to) = (extent.start.max(block), extent.end().min(end));
+                    let (start, stop) = ((from - block) as usize * PAGE_BYTES, (to - block) as usize * PAGE_BYTES);
+                    bytes[done..start].fill(0);
+                    let read = self.journal.disk().read(extent.address_of(from), &mut bytes[start..stop]);
                     read.map_err(|e| data_error(inode, from, &e))?;
+                    done = stop;
                 }
             }
             _ => {}
         }
+        bytes[done..].fill(0);
         let size = inode.size.get();
-        if (block + count) * BLOCK > size {
+        if end * BLOCK > size {
             let keep = size.saturating_sub(block * BLOCK).min(bytes.len() as u64) as usize;
             bytes[keep..].fill(0);
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// A page as it is now.
@@ -125,12 +158,15 @@ impl Filesystem {
         if let Some(page) = self.pages.get(inode.ino, block) {
             return Ok(page);
         }
-        let bytes = self.load_blocks(inode, block, 1)?;
-        Ok(Arc::new(bytes[..].try_into().expect("one page")))
+        let mut page = Page::zeroed();
+        self.load_blocks(inode, block, page.make_mut())?;
+        Ok(page)
     }
 
-    /// Writes to the page cache or the inode, not to its attributes. The lock is held; the inode is saved by the caller.
-    fn put_bytes(&self, inode: &mut Inode, offset: u64, data: &[u8]) -> Result<()> {
+    /// Writes to the page cache or the inode, not to its attributes. The lock is held; the inode is saved by the caller. Returns whether what is in
+    /// the page cache should be written back.
+    fn put_bytes(&self, inode: &mut Inode, offset: u64, data: &[u8]) -> Result<bool> {
+        let mut worth = false;
         let end = offset + data.len() as u64;
         let size = inode.size.get();
         if end > size {
@@ -148,9 +184,16 @@ impl Filesystem {
             while done < data.len() {
                 let at = offset + done as u64;
                 let (block, from) = (at / BLOCK, (at % BLOCK) as usize);
-                let len = (PAGE_BYTES - from).min(data.len() - done);
+                let left = data.len() - done;
+                if from == 0 && left >= PAGE_BYTES {
+                    let len = left - left % PAGE_BYTES;
+                    worth |= self.pages.write_whole(inode.ino, block, &data[done..done + len]);
+                    done += len;
+                    continue;
+                }
+                let len = (PAGE_BYTES - from).min(left);
                 let part = &data[done..done + len];
-                let base = if len == PAGE_BYTES { Arc::new([0; PAGE_BYTES]) } else { self.page(inode, block)? };
+                let base = self.page(inode, block)?;
                 self.pages.write(inode.ino, block, || base, |page| page[from..from + len].copy_from_slice(part));
                 done += len;
             }
@@ -158,7 +201,7 @@ impl Filesystem {
         if end > size {
             inode.edit().size = field(end);
         }
-        Ok(())
+        Ok(worth)
     }
 
     pub(super) fn do_write(&self, who: &Credentials, ino: Ino, at: WriteAt, data: &[u8]) -> Result<Written> {
@@ -175,12 +218,15 @@ impl Filesystem {
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
         let end = end.ok_or(VfsError::TooLarge)?;
         self.check_space(blocks(end - offset) + 1, 0)?;
-        self.put_bytes(&mut inode, offset, data)?;
+        let worth = self.put_bytes(&mut inode, offset, data)?;
         let mut tx = self.tx();
         self.touch_written(who, &mut tx, &mut inode)?;
         inode.save(&mut tx)?;
         tx.publish()?;
         drop(guard);
+        if worth {
+            self.write_soon(ino);
+        }
         self.relieve();
         Ok(Written { offset, attributes: inode.attributes() })
     }

@@ -18,7 +18,7 @@ mod truncate;
 mod write_back;
 mod xattrs;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -51,6 +51,8 @@ pub struct OpenOptions {
     pub commit_every: Option<Duration>,
     /// Whether reads update access times, as relatime does.
     pub access_times: bool,
+    /// Whether what large reads bring, and long writes leave, is kept in memory. Not where the system of those who read and write keeps it.
+    pub keeps_read: bool,
     /// Whether files without names that were held when the last run ended wait for [`Vfs::end_recovery`](crate::vfs::Vfs::end_recovery),
     /// and can be held again until then. Otherwise they are freed at once.
     pub recovers_holds: bool,
@@ -64,6 +66,7 @@ impl Default for OpenOptions {
             page_bytes: 512 << 20,
             commit_every: Some(Duration::from_secs(5)),
             access_times: true,
+            keeps_read: true,
             recovers_holds: false,
         }
     }
@@ -89,12 +92,16 @@ pub struct Filesystem {
     allocator: Allocator,
     locks: Box<dyn LockManager>,
     pages: PageCache,
+    /// Who writes a file back; taken before the file's lock.
+    write_backs: LocalLocks,
     held: Mutex<HashMap<Ino, u64>>,
     file_locks: FileLocks,
     verifier: Mutex<[u8; 8]>,
     options: OpenOptions,
     replayed: Option<Replayed>,
-    background: Mutex<Option<JoinHandle<()>>>,
+    background: Mutex<Vec<JoinHandle<()>>>,
+    /// Files that the background is to write back now.
+    soon: Soon,
     stop: Arc<(Mutex<bool>, Condvar)>,
     closed: AtomicBool,
     /// Files without names that nobody holds may still be asked for.
@@ -123,12 +130,14 @@ impl Filesystem {
             allocator: Allocator::open(disk, geometry)?,
             locks: Box::new(LocalLocks::default()),
             pages: PageCache::new(options.page_bytes),
+            write_backs: LocalLocks::default(),
             held: Mutex::default(),
             file_locks: FileLocks::default(),
             verifier: Mutex::new(rand::random()),
             options: options.clone(),
             replayed: (!options.read_only).then_some(replayed),
-            background: Mutex::new(None),
+            background: Mutex::default(),
+            soon: Soon::default(),
             stop: Arc::default(),
             closed: AtomicBool::new(false),
             recovering: AtomicBool::new(options.recovers_holds && !options.read_only),
@@ -168,23 +177,45 @@ impl Filesystem {
     fn start_background(self: Arc<Self>, every: Duration) {
         let stop = self.stop.clone();
         let weak = Arc::downgrade(&self);
-        let spawned =
-            std::thread::Builder::new().name("fs-commit".into()).spawn(move || run_background(&weak, &stop, every));
-        match spawned {
-            Ok(thread) => *lock(&self.background) = Some(thread),
-            Err(e) => tracing::warn!("no thread for commits in the background: {e}; changes wait for fsync"),
+        self.spawn("fs-commit", move || run_background(&weak, &stop, every));
+        let (weak, queue) = (Arc::downgrade(&self), self.soon.clone());
+        if self.spawn("fs-write", move || run_writer(&weak, &queue)) {
+            lock(&self.soon.0).runs = true;
         }
+    }
+
+    fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> bool {
+        let spawned = std::thread::Builder::new().name(name.into()).spawn(run);
+        match spawned {
+            Ok(thread) => lock(&self.background).push(thread),
+            Err(e) => {
+                tracing::warn!("no thread for the background: {e}; changes wait for fsync");
+                return false;
+            }
+        }
+        true
     }
 
     fn stop_background(&self) {
         *lock(&self.stop.0) = true;
         self.stop.1.notify_all();
-        let thread = lock(&self.background).take();
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
-            // It only ever ends by returning.
-            let _ = thread.join();
+        lock(&self.soon.0).ended = true;
+        self.soon.1.notify_all();
+        for thread in std::mem::take(&mut *lock(&self.background)) {
+            if thread.thread().id() != std::thread::current().id() {
+                // It only ever ends by returning.
+                let _ = thread.join();
+            }
+        }
+    }
+
+    /// Has the background write a file back, if there is one.
+    fn write_soon(&self, ino: Ino) {
+        let mut soon = lock(&self.soon.0);
+        if soon.runs && !soon.files.contains(&ino) {
+            soon.files.push_back(ino);
+            drop(soon);
+            self.soon.1.notify_one();
         }
     }
 
@@ -241,7 +272,7 @@ impl Filesystem {
     /// Fails if so much more does not fit: before data is taken into memory, so that writing it back does not fail later.
     fn check_space(&self, blocks: u64, files: u64) -> Result<()> {
         let counts = self.journal.counts();
-        let used = counts.blocks.max(0) as u64 + self.pages.dirty_pages() as u64;
+        let used = counts.blocks.max(0) as u64 + self.pages.unplaced_pages() as u64;
         let quota = self.geometry.quota_bytes / BLOCK_BYTES as u64;
         if quota > 0 && used + blocks > quota {
             return Err(VfsError::Quota);
@@ -250,7 +281,7 @@ impl Filesystem {
             return Err(VfsError::Quota);
         }
         // Doubling ranges and metadata need some more.
-        if blocks > 0 && self.allocator.free_blocks() < 2 * (blocks + self.pages.dirty_pages() as u64) {
+        if blocks > 0 && self.allocator.free_blocks() < 2 * (blocks + self.pages.unplaced_pages() as u64) {
             return Err(VfsError::NoSpace);
         }
         Ok(())
@@ -283,6 +314,38 @@ impl Filesystem {
 impl Drop for Filesystem {
     fn drop(&mut self) {
         self.stop_background();
+    }
+}
+
+/// Files that are to be written back, and a word when there are some, or no more will be.
+type Soon = Arc<(Mutex<Files>, Condvar)>;
+
+#[derive(Default)]
+struct Files {
+    files: VecDeque<Ino>,
+    /// Whether a thread takes them.
+    runs: bool,
+    ended: bool,
+}
+
+fn run_writer(weak: &Weak<Filesystem>, soon: &Soon) {
+    loop {
+        let ino = {
+            let mut files = lock(&soon.0);
+            loop {
+                if files.ended {
+                    return;
+                }
+                match files.files.pop_front() {
+                    Some(ino) => break ino,
+                    None => files = soon.1.wait(files).unwrap_or_else(PoisonError::into_inner),
+                }
+            }
+        };
+        let Some(filesystem) = weak.upgrade() else { return };
+        if let Err(e) = filesystem.write_back_most(ino) {
+            tracing::warn!(ino = ino.0, "data could not be written to the disk: {e}; it stays in memory");
+        }
     }
 }
 

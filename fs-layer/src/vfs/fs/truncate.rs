@@ -33,6 +33,8 @@ impl Filesystem {
         to: u64,
         max: usize,
     ) -> Result<Option<u64>> {
+        // A write that is under way must not come to addresses that are given up.
+        self.pages.wait_written(inode.ino);
         let before = extent::counts(&inode.content)?;
         let removed = extent::remove(tx, &mut inode.edit().content, from, to, max)?;
         for range in &removed.freed {
@@ -70,6 +72,7 @@ impl Filesystem {
             && let Mapping::Extent(extent) = extent::get(&self.journal, &inode.content, block)?
             && !extent.unwritten
         {
+            self.pages.wait_written(inode.ino);
             let (disk, at) = (self.journal.disk(), extent.address_of(block));
             let mut there = [0; BLOCK_BYTES];
             disk.read(at, &mut there).map_err(|e| data_error(inode, block, &e))?;

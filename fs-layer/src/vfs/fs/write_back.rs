@@ -3,6 +3,13 @@
 //! Data is written to its addresses first, and then the map that points to them is published: one flush covers both, and a map that survives
 //! alone points to zeros, since the addresses were never used. One case needs a flush of its own: what a file had in its inode
 //! may have been durable, so its block must be before the inode lets go of it.
+//!
+//! Much data is written without the file's lock, so that the writer can go on: first, with the lock, blocks that have no address get one, mapped as
+//! unwritten; then the data is written; then, with the lock again, the map says so of every page that is still what was written.
+//! Whatever takes addresses away from a file, or writes its blocks otherwise, waits for such a write first
+//! ([`PageCache::wait_written`](crate::file::PageCache::wait_written)), and of those there is one at a time for each file.
+//!
+//! What is written in order is written back by a thread in the background as soon as there is enough of it.
 
 use zerocopy::little_endian::{U16, U64};
 
@@ -10,10 +17,33 @@ use super::Filesystem;
 use super::truncate::data_error;
 use crate::disk::{BLOCK_BYTES, BlockAddress};
 use crate::extent::{self, Mapping};
-use crate::file::{PAGE_BYTES, Page};
+use crate::file::{Page, Writing};
 use crate::inode::Inode;
 use crate::layout::Content;
+use crate::lock::{LockGuard, LockMode};
 use crate::vfs::{Ino, Result, VfsError};
+
+/// Fewer pages than this are written with the lock held.
+const APART_MIN: usize = 16;
+/// The background leaves so many dirty pages of a file that is being written, so that it does not write the last one again and again.
+const LEFT_MAX: usize = 256;
+
+/// Pages that were given their places on the disk.
+struct Placed {
+    runs: Vec<(BlockAddress, Vec<(u64, Page)>)>,
+    /// How many of them had none before.
+    new: usize,
+    /// Where to go on.
+    next: u64,
+    writing: Writing,
+}
+
+enum Step {
+    /// These are to be written.
+    Write(Placed),
+    /// Nothing is, or it was done; where to go on.
+    Done(u64),
+}
 
 impl Filesystem {
     /// Pages that one transaction gives addresses to at most.
@@ -25,13 +55,159 @@ impl Filesystem {
     pub(super) fn write_back(&self, ino: Ino) -> Result<()> {
         let mut from = 0;
         while let Some(next) = self.pages.next_dirty(ino, from) {
-            self.begin()?;
+            from = self.write_back_step(ino, next)?;
+        }
+        Ok(())
+    }
+
+    /// The same, by the background, of a file that is being written.
+    pub(super) fn write_back_most(&self, ino: Ino) -> Result<()> {
+        let mut from = 0;
+        while self.pages.dirty_of(ino) > LEFT_MAX
+            && let Some(next) = self.pages.next_dirty(ino, from)
+        {
+            from = self.write_back_step(ino, next)?;
+        }
+        Ok(())
+    }
+
+    /// Writes dirty pages from a block on; returns where to go on.
+    fn write_back_step(&self, ino: Ino, from: u64) -> Result<u64> {
+        let _alone = LockGuard::new(&self.write_backs, ino, LockMode::Exclusive)?;
+        // Whoever had the lock before may have written all of it.
+        let Some(from) = self.pages.next_dirty(ino, from) else { return Ok(u64::MAX) };
+        self.begin()?;
+        let step = {
             let _guard = self.exclusive(ino)?;
             let mut inode = match Inode::load(&self.journal, ino) {
-                Err(VfsError::Stale) => return Ok(()),
+                Err(VfsError::Stale) => return Ok(u64::MAX),
                 inode => inode?,
             };
-            from = self.write_back_some(&mut inode, next, false)?;
+            self.place(&mut inode, from)?
+        };
+        match step {
+            Step::Done(next) => Ok(next),
+            Step::Write(placed) => self.write_placed(ino, placed),
+        }
+    }
+
+    /// Gives places to dirty pages from a block on; or writes them at once if they are few, or partly in the inode. The lock is held exclusively.
+    fn place(&self, inode: &mut Inode, from: u64) -> Result<Step> {
+        let ino = inode.ino;
+        let dirty = match inode.content_kind() {
+            Some(Content::Extents) => self.pages.dirty(ino, from, self.pages_per_tx()),
+            _ => Vec::new(),
+        };
+        if dirty.len() < APART_MIN {
+            return self.write_back_some(inode, from, false).map(Step::Done);
+        }
+        self.pages.wait_written(ino);
+        let next = dirty.last().map_or(u64::MAX, |(last, _)| last + 1);
+        let size_blocks = inode.size.get().div_ceil(BLOCK_BYTES as u64);
+        let before = extent::counts(&inode.content)?;
+        let mut tx = self.tx();
+        let mut placed = Placed { runs: Vec::new(), new: 0, next, writing: self.pages.begin_writing(ino) };
+        let mut dirty = dirty.into_iter().peekable();
+        let mut changed = false;
+        while let Some((block, _)) = dirty.peek() {
+            let block = *block;
+            let (at, end) = match extent::get(&tx, &inode.content, block)? {
+                Mapping::Extent(extent) => (extent.address_of(block), extent.end()),
+                Mapping::Hole { .. } => {
+                    let wanted = self.pages.dirty_from(ino, block, (next - block) as usize);
+                    let content = &mut inode.edit().content;
+                    let ask = |tx: &mut crate::journal::Tx<'_>, count| tx.allocate(count);
+                    let extent = extent::allocate(&mut tx, content, block, wanted, true, size_blocks, ask)?;
+                    changed = true;
+                    let end = extent.end().min(block + u64::from(wanted));
+                    placed.new += (end - block) as usize;
+                    (extent.address_of(block), end)
+                }
+            };
+            let mut pages = Vec::new();
+            let mut expected = block;
+            while let Some(page) = dirty.next_if(|(found, _)| *found == expected && expected < end) {
+                pages.push(page);
+                expected += 1;
+            }
+            match placed.runs.last_mut() {
+                Some((start, run)) if *start + run.len() as u64 == at => run.extend(pages),
+                _ => placed.runs.push((at, pages)),
+            }
+        }
+        if changed {
+            self.count_extents(&mut tx, inode, before)?;
+            inode.save(&mut tx)?;
+            tx.publish()?;
+        }
+        self.pages.placed(placed.new);
+        Ok(Step::Write(placed))
+    }
+
+    /// Writes pages to their places, and notes it. The lock is not held.
+    fn write_placed(&self, ino: Ino, placed: Placed) -> Result<u64> {
+        let Placed { runs, new, next, writing } = placed;
+        let parts: Vec<(BlockAddress, Vec<&[u8]>)> =
+            runs.iter().map(|(at, pages)| (*at, pages.iter().map(|(_, page)| &page[..]).collect())).collect();
+        let written = self.journal.disk().write_parts(&parts);
+        drop(parts);
+        drop(writing);
+        let noted = written.map_err(|e| {
+            tracing::error!(ino = ino.0, error = %e, "data of a file can't be written");
+            VfsError::Io(format!("data of inode {}: {e}", ino.0))
+        });
+        let noted = noted.and_then(|()| self.note_written(ino, &runs));
+        self.pages.unplaced(new);
+        noted.map(|()| next)
+    }
+
+    /// Lets the map say that pages are on the disk, as far as they are still what was written, where it was written.
+    fn note_written(&self, ino: Ino, runs: &[(BlockAddress, Vec<(u64, Page)>)]) -> Result<()> {
+        let ticket = self.journal.ticket();
+        self.begin()?;
+        let _guard = self.exclusive(ino)?;
+        let mut inode = match Inode::load(&self.journal, ino) {
+            Err(VfsError::Stale) => return Ok(()),
+            inode => inode?,
+        };
+        if inode.content_kind() != Some(Content::Extents) {
+            return Ok(());
+        }
+        let before = extent::counts(&inode.content)?;
+        let mut tx = self.tx();
+        let (mut changed, mut clean) = (false, Vec::new());
+        for (at, pages) in runs {
+            let mut index = 0;
+            while index < pages.len() {
+                let same = follow(&pages[index..]).min(self.pages.unchanged(ino, &pages[index..]));
+                let block = pages[index].0;
+                let Mapping::Extent(extent) = extent::get(&tx, &inode.content, block)? else {
+                    index += 1;
+                    continue;
+                };
+                let count = same.min((extent.end() - block) as usize);
+                if count == 0 || extent.address_of(block) != at + index as u64 {
+                    index += 1;
+                    continue;
+                }
+                if extent.unwritten {
+                    extent::mark_written(&mut tx, &mut inode.edit().content, block, block + count as u64)?;
+                    changed = true;
+                }
+                clean.extend(block..block + count as u64);
+                index += count;
+            }
+        }
+        if changed {
+            self.count_extents(&mut tx, &mut inode, before)?;
+            inode.save(&mut tx)?;
+            tx.publish()?;
+        }
+        self.pages.clean(ino, clean.iter().copied(), ticket);
+        if !self.options.keeps_read {
+            // The reader's system has them; only the last page may be written on.
+            let last = (inode.size.get() / BLOCK_BYTES as u64).saturating_sub(1);
+            self.pages.forget_clean(ino, clean.into_iter().filter(|block| *block < last));
         }
         Ok(())
     }
@@ -92,13 +268,14 @@ impl Filesystem {
             extent::init(&mut body.content);
             changed = true;
         }
+        self.pages.wait_written(ino);
         let dirty = self.pages.dirty(ino, from, self.pages_per_tx());
         let Some((last, _)) = dirty.last() else { return Ok(u64::MAX) };
         let next = last + 1;
         let size_blocks = size.div_ceil(BLOCK_BYTES as u64);
 
         let before = extent::counts(&inode.content)?;
-        let mut runs: Vec<(BlockAddress, Vec<u8>)> = Vec::new();
+        let mut runs: Vec<(BlockAddress, Vec<&[u8]>)> = Vec::new();
         let mut index = 0;
         while index < dirty.len() {
             let block = dirty[index].0;
@@ -126,8 +303,7 @@ impl Filesystem {
             append(&mut runs, at, &dirty[index..index + count]);
             index += count;
         }
-        let slices: Vec<(BlockAddress, &[u8])> = runs.iter().map(|(at, bytes)| (*at, &bytes[..])).collect();
-        self.journal.disk().write_all(&slices).map_err(|e| data_error(inode, from, &e))?;
+        self.journal.disk().write_parts(&runs).map_err(|e| data_error(inode, from, &e))?;
         let ticket = self.journal.ticket();
         if changed {
             if keeps_inline {
@@ -160,15 +336,18 @@ impl Filesystem {
 }
 
 /// Adds pages to the runs; one that continues the last run becomes part of it.
-fn append(runs: &mut Vec<(BlockAddress, Vec<u8>)>, at: BlockAddress, pages: &[(u64, Page)]) {
-    let goes_on = runs.last().is_some_and(|(start, bytes)| start + (bytes.len() / BLOCK_BYTES) as u64 == at);
-    if !goes_on {
-        runs.push((at, Vec::with_capacity(pages.len() * PAGE_BYTES)));
+fn append<'a>(runs: &mut Vec<(BlockAddress, Vec<&'a [u8]>)>, at: BlockAddress, pages: &'a [(u64, Page)]) {
+    let parts = pages.iter().map(|(_, page)| &page[..]);
+    match runs.last_mut() {
+        Some((start, run)) if *start + run.len() as u64 == at => run.extend(parts),
+        _ => runs.push((at, parts.collect())),
     }
-    let (_, bytes) = runs.last_mut().expect("pushed if there was none");
-    for (_, page) in pages {
-        bytes.extend_from_slice(&page[..]);
-    }
+}
+
+/// How many of these pages follow each other.
+fn follow(pages: &[(u64, Page)]) -> usize {
+    let Some((first, _)) = pages.first() else { return 0 };
+    pages.iter().zip(*first..).take_while(|((found, _), expected)| found == expected).count()
 }
 
 /// How many blocks a count of bytes is.
