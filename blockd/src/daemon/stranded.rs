@@ -19,7 +19,7 @@ use crate::explain::explain;
 use crate::manifest::{self, Manifest};
 use crate::text::{bytes, date};
 use crate::types::VolumeId;
-use crate::volume::{Stranded, StrandedWrite};
+use crate::volume::{Stranded, StrandedKind, StrandedWrite};
 use crate::wal::device::{FileLog, LogDevice};
 
 const ABOUT: &str = "about";
@@ -85,7 +85,7 @@ fn status(name: &str, id: VolumeId, stranded: &Stranded, log: &Path, set_aside: 
     };
     for write in stranded.writes() {
         status.writes += 1;
-        status.bytes += if write.data { write.len } else { 0 };
+        status.bytes += if write.kind == StrandedKind::Zeroes { 0 } else { write.len };
         status.first_ms = if status.first_ms == 0 { write.time_ms } else { status.first_ms };
         status.last_ms = write.time_ms;
     }
@@ -170,11 +170,17 @@ fn export(found: &Found, request: &ExportStranded) -> anyhow::Result<PathBuf> {
         status.volume, status.writes, status.epoch, status.bytes
     )?;
     found.stranded.replay(&found.log, |write, content| {
-        match content {
-            Some(bytes) => image.write_all_at(bytes, write.offset)?,
-            None => zero(&image, write)?,
-        }
-        let kind = if write.data { "data" } else { "zeroes" };
+        let kind = match (write.kind, content) {
+            (_, Some(bytes)) => {
+                image.write_all_at(bytes, write.offset)?;
+                "data"
+            }
+            (StrandedKind::Copy { .. }, None) => "copy",
+            (_, None) => {
+                zero(&image, write)?;
+                "zeroes"
+            }
+        };
         writeln!(list, "{}\t{}\t{kind}\t{}\t{}", write.lsn, date(write.time_ms), write.offset, write.len)
     })?;
     list.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;

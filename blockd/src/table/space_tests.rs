@@ -73,11 +73,11 @@ impl World {
             used.iter().filter(|(_, usage)| usage.birth > newest).map(|(id, _)| *id).step_by(step).collect()
         });
         let victims: Vec<_> = ids.iter().map(|id| self.bucket.headers[id].clone()).collect();
-        let Gathered { basis, sources, zeroes } = self.table.gather(&victims).unwrap();
+        let Gathered { basis, sources, told } = self.table.gather(&victims).unwrap();
         if let Some(extents) = meanwhile {
             self.write(extents);
         }
-        let mut parts: Vec<(u64, u64, ExtentKind)> = zeroes.iter().map(|e| (e.lba, e.blocks, e.kind)).collect();
+        let mut parts: Vec<(u64, u64, ExtentKind)> = told.iter().map(|e| (e.lba, e.blocks, e.kind)).collect();
         parts.extend(sources.iter().map(|run| (run.lba, run.blocks, ExtentKind::Data { index: 0 })));
         parts.sort_unstable_by_key(|part| part.0);
         let seq = self.table.newest_relocated().max(RELOCATED) + 1;

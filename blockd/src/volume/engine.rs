@@ -10,6 +10,7 @@ use super::api::{Completion, Effect, IoError, LogIo, Outcome, Token};
 use super::block_cache::BlockCache;
 use super::checkpoint::Checkpoints;
 use super::compact::{Compact, CompactionTuning};
+use super::copy::PendingCopy;
 use super::destage::Destage;
 use super::dirty::DirtyMap;
 use super::job::{Backend, Done, JobDone, Stopped};
@@ -19,6 +20,7 @@ use super::stats::VolumeStats;
 use super::write::{Append, Ticket};
 use crate::chunk::Codec;
 use crate::manifest::Durability;
+use crate::table::Pin;
 use crate::types::{BLOCK, BLOCK_SIZE, Lsn, VolumeId};
 use crate::wal::writer::LogWriter;
 
@@ -119,6 +121,10 @@ pub struct Volume {
     /// Appends that wait for room in the log.
     pub(super) waiting: VecDeque<Append>,
     pub(super) reads: HashMap<u64, PendingRead>,
+    /// Copies that wait for what stands at their sources.
+    pub(super) copies: HashMap<u64, PendingCopy>,
+    /// The chunks that references in the dirty map name, by LSN.
+    pub(super) pins: VecDeque<(Lsn, Pin)>,
     pub(super) readahead: Readahead,
     pub(super) next_id: u64,
     pub(super) destage: Destage,
@@ -440,6 +446,7 @@ impl Volume {
             Done::Applied { seq, result } => self.chunk_applied(seq, result),
             Done::Read { id, result } => self.read_done(id, result),
             Done::Prefetched { id, result } => self.prefetch_done(id, result),
+            Done::Resolved { id, result } => self.resolved(id, result),
             Done::Extents { token, result } => {
                 self.complete(token, result.map(Outcome::Extents).map_err(IoError::Read));
             }

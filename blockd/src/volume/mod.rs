@@ -23,6 +23,8 @@ mod clone;
 #[cfg(feature = "engine")]
 mod compact;
 #[cfg(feature = "engine")]
+mod copy;
+#[cfg(feature = "engine")]
 mod destage;
 #[cfg(feature = "engine")]
 mod device;
@@ -99,7 +101,7 @@ pub use snapshot::{SnapshotError, SnapshotOrder, SnapshotReply};
 #[cfg(feature = "engine")]
 pub use stats::VolumeStats;
 #[cfg(feature = "engine")]
-pub use stranded::{Stranded, StrandedWrite};
+pub use stranded::{Stranded, StrandedKind, StrandedWrite};
 
 /// Without the engine nobody hands out jobs.
 #[cfg(not(feature = "engine"))]

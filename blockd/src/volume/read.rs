@@ -126,6 +126,11 @@ impl Volume {
                     holes.push((at as u64, piece.blocks));
                     data.resize(data.len() + piece.blocks as usize * BLOCK, 0);
                 }
+                Some((_, Source::Refer { seq, index })) => {
+                    let from = From::Chunk(self.backend.table.pin(seq), index);
+                    missing.push(Missing { at, blocks: piece.blocks as usize, from });
+                    data.resize(data.len() + piece.blocks as usize * BLOCK, 0);
+                }
                 None => {
                     for lba in piece.lba..piece.lba + piece.blocks {
                         if let Some(block) = self.cache.get(lba) {
@@ -164,7 +169,7 @@ impl Volume {
             .iter()
             .filter_map(|m| match m.from {
                 From::Table(lba) => Some((lba, m.blocks as u64, m.at)),
-                From::Log(_) => None,
+                From::Log(_) | From::Chunk(..) => None,
             })
             .collect();
         let id = self.id_for();
@@ -195,6 +200,7 @@ impl Volume {
                 out.resize(out.len() + len, 0);
                 Some(vec![(0, len)])
             }
+            Some((_, Source::Refer { .. })) => None,
             None => {
                 out.extend_from_slice(&self.cache.get(lba)?[range]);
                 Some(Vec::new())
@@ -210,6 +216,7 @@ impl Volume {
                 Payload::Logged(payload) => return Err(From::Log(payload)),
             },
             Some((_, Source::Zero { .. })) => own.fill(0),
+            Some((_, Source::Refer { seq, index })) => return Err(From::Chunk(self.backend.table.pin(seq), index)),
             None => own.copy_from_slice(self.cache.get(lba).ok_or(From::Table(lba))?),
         }
         Ok(())
@@ -227,7 +234,7 @@ impl Volume {
         pins
     }
 
-    fn unpin_all(&mut self, pins: &[u64]) {
+    pub(super) fn unpin_all(&mut self, pins: &[u64]) {
         for &frame in pins {
             self.log.unpin(frame);
         }
@@ -411,7 +418,7 @@ impl Volume {
                 Some((_, source)) => ExtentPart::Known {
                     blocks: piece.blocks,
                     allocation: match source {
-                        Source::Log { .. } => Allocation::Data,
+                        Source::Log { .. } | Source::Refer { .. } => Allocation::Data,
                         Source::Zero { allocated: true } => Allocation::Zero,
                         Source::Zero { allocated: false } => Allocation::Hole,
                     },
