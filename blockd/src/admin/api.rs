@@ -275,6 +275,9 @@ pub struct ExportedStranded {
     pub stranded: StrandedStatus,
     /// The list of all writes, beside the file.
     pub list: PathBuf,
+    /// Bytes of copies by reference that are not in the file, because what they refer to cannot be read. The list says which.
+    #[serde(default)]
+    pub lost_bytes: u64,
 }
 
 /// Query of `POST /v1/volumes/NAME/open` and `/release`.

@@ -159,7 +159,7 @@ impl ExtentKind {
     }
 
     /// Whether an extent of this kind and of `blocks` blocks goes on with `next`, at the next address.
-    pub(super) fn continues(self, blocks: u64, next: ExtentKind) -> bool {
+    pub(crate) fn continues(self, blocks: u64, next: ExtentKind) -> bool {
         match (self, next) {
             // Indexes into the own payload follow each other.
             (ExtentKind::Data { .. }, ExtentKind::Data { .. })

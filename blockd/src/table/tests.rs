@@ -53,6 +53,7 @@ fn model_apply(cells: &mut [Target], index: &ChunkIndex) {
                 ExtentKind::Data { index: first } => Target::Chunk { seq: index.name.seq, index: first + i as u16 },
                 ExtentKind::Zero => Target::Zero,
                 ExtentKind::Hole => Target::Hole,
+                ExtentKind::Refer { seq, index } => Target::Chunk { seq, index: index + i as u16 },
             };
         }
     }

@@ -359,6 +359,8 @@ impl Volume {
                 let source = match record.kind {
                     RecordKind::Data { at } => Source::Log { frame: number, block: at },
                     RecordKind::Zero { allocated } => Source::Zero { allocated },
+                    // The table knows it.
+                    RecordKind::Refer { .. } if lsn <= state.lsn => continue,
                     RecordKind::Refer { seq, index } => {
                         // Nothing is moved or deleted yet, and nothing will be before the table knows of this.
                         if !table.knows(seq) {
