@@ -267,6 +267,18 @@ fn data_is_compared_verified_and_copied() {
     copy(&mut client.io[0], &[(16 * MIB, 8192), (20 * MIB, 4096)], 24 * MIB).unwrap();
     assert_eq!(referred() - before, 8);
     copy(&mut client.io[0], &[(24 * MIB, 8192)], 24 * MIB + 4096).unwrap();
+    // The same over the admin socket.
+    let by_admin = |from, to, len| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let request = blockd::admin::api::CopyRange { from, to, len, durable: true };
+        let admin = blockd::cli::Client::new(served.daemon.data().join("admin.sock"), served.daemon.data());
+        runtime.block_on(admin.copy("disk", &request))
+    };
+    by_admin(20 * MIB, 28 * MIB, 24576).unwrap();
+    assert!(client.read(28 * MIB, 24576).unwrap() == client.read(20 * MIB, 24576).unwrap());
+    assert!(by_admin(0, 4096, 8192).unwrap_err().to_string().contains("overlap"));
+    assert!(by_admin(0, 512, 512).unwrap_err().to_string().contains("whole blocks"));
+    assert!(by_admin(1 << 50, 0, 4096).unwrap_err().to_string().contains("outside"));
     let past_the_end = client.size() - 4096;
     assert_eq!(refused(copy(&mut client.io[0], &[(16 * MIB, 8192)], past_the_end)), Status::LBA_OUT_OF_RANGE);
     for served_anew in [false, true] {

@@ -432,6 +432,22 @@ pub struct ResizeVolume {
     pub shrink: bool,
 }
 
+/// `POST /v1/volumes/NAME/copy`: makes a range of an open volume what another one is, without moving data where that is
+/// possible. Whole blocks of 4 KiB; the ranges do not overlap. What was answered to any client before is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyRange {
+    /// First byte of the source.
+    pub from: u64,
+    /// First byte of the target.
+    pub to: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Answer when it is durable, as after a flush.
+    #[serde(default)]
+    pub durable: bool,
+}
+
 /// `GET /v1/volumes/NAME/rebuild`: how far it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RebuildProgress {

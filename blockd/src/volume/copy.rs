@@ -13,7 +13,9 @@
 
 use std::collections::VecDeque;
 
-use super::api::{IoError, Token};
+use tokio::sync::oneshot;
+
+use super::api::{Allocation, Completion, IoError, Token};
 use super::dirty::Source;
 use super::engine::{State, Volume};
 use super::job::{Backend, Done, FETCH_PAUSE, FetchError, From};
@@ -28,6 +30,9 @@ use crate::wal::writer::Payload;
 const WINDOW: u64 = 16_384;
 /// Blocks read at once where nothing can be referred to.
 const READ_MAX: u64 = 1024;
+
+/// Where the outcome of a copy goes.
+pub type CopyReply = oneshot::Sender<Result<(), IoError>>;
 
 /// A copy, as far as it is not appended yet.
 pub(super) struct Copying {
@@ -149,6 +154,26 @@ impl Volume {
             since: 0,
             lsn: 0,
         })));
+    }
+
+    /// As [`Volume::copy`], for somebody who is not behind the driver.
+    pub fn copy_for(&mut self, from: u64, to: u64, len: u64, fua: bool, reply: CopyReply) {
+        // Drivers count from the other end.
+        let token = Token(u64::MAX - self.id_for());
+        self.replies.insert(token, reply);
+        self.copy(token, from, to, len, fua);
+    }
+
+    /// Hands out an answer to somebody who is not behind the driver. Gives back those to others.
+    pub(super) fn reply(&mut self, done: Completion) -> Option<Completion> {
+        match self.replies.remove(&done.token) {
+            Some(reply) => {
+                // Whoever asked may be gone.
+                let _ = reply.send(done.result.map(drop));
+                None
+            }
+            None => Some(done),
+        }
     }
 
     /// Appends as much of a copy as there is room for and as is known. Gives back what has to wait for room; what has to be
@@ -372,7 +397,7 @@ fn look_up(table: &Table, lba: Lba, blocks: u64) -> Result<Vec<(Lba, u64, Option
                 let (mut at, end) = (run.lba, run.lba + run.blocks);
                 while at < end {
                     for (blocks, allocation) in table.allocations(at, end - at, 1024)? {
-                        let allocated = allocation == super::api::Allocation::Zero;
+                        let allocated = allocation == Allocation::Zero;
                         found.push((at, blocks, Some(Content::Zero { allocated })));
                         at += blocks;
                     }

@@ -10,7 +10,7 @@ use super::api::{Completion, Effect, IoError, LogIo, Outcome, Token};
 use super::block_cache::BlockCache;
 use super::checkpoint::Checkpoints;
 use super::compact::{Compact, CompactionTuning};
-use super::copy::PendingCopy;
+use super::copy::{CopyReply, PendingCopy};
 use super::destage::Destage;
 use super::dirty::DirtyMap;
 use super::job::{Backend, Done, JobDone, Stopped};
@@ -123,6 +123,8 @@ pub struct Volume {
     pub(super) reads: HashMap<u64, PendingRead>,
     /// Copies that wait for what stands at their sources.
     pub(super) copies: HashMap<u64, PendingCopy>,
+    /// Who waits for copies, but for the driver.
+    pub(super) replies: HashMap<Token, CopyReply>,
     /// The chunks that references in the dirty map name, by LSN.
     pub(super) pins: VecDeque<(Lsn, Pin)>,
     pub(super) readahead: Readahead,
@@ -275,8 +277,15 @@ impl Volume {
 
     /// The next thing the driver has to do.
     pub fn next_effect(&mut self) -> Option<Effect> {
-        if let Some(effect) = self.effects.pop_front() {
-            return Some(effect);
+        while let Some(effect) = self.effects.pop_front() {
+            match effect {
+                Effect::Complete(done) if !self.replies.is_empty() => {
+                    if let Some(done) = self.reply(done) {
+                        return Some(Effect::Complete(done));
+                    }
+                }
+                effect => return Some(effect),
+            }
         }
         if self.log_ios.is_empty() {
             return None;

@@ -75,6 +75,8 @@ pub use clone::{CloneBegun, CloneOrder, begin_clone, finish_clone, give_up_clone
 #[cfg(feature = "engine")]
 pub use compact::CompactionTuning;
 #[cfg(feature = "engine")]
+pub use copy::CopyReply;
+#[cfg(feature = "engine")]
 pub(crate) use destage::OBJECT_PUTS_MAX;
 #[cfg(feature = "engine")]
 pub use engine::{Tuning, Volume, WallClock};

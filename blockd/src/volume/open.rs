@@ -433,6 +433,7 @@ impl Volume {
             waiting: Default::default(),
             reads: HashMap::new(),
             copies: HashMap::new(),
+            replies: HashMap::new(),
             pins,
             readahead: Default::default(),
             next_id: 0,
