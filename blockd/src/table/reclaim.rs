@@ -103,7 +103,7 @@ impl Table {
     /// there may be relocated chunks that this table does not know: those may hold what is hidden. `number` as in
     /// [`Table::carry`].
     pub fn drop_pointless(&self, held: &[u64], number: u64) -> Result<usize, TableError> {
-        let pointless: Vec<u64> = self.lock_chunks().pointless(held).into_iter().collect();
+        let pointless: Vec<u64> = self.lock_chunks().pointless(held, |id| self.is_pinned(id)).into_iter().collect();
         self.carry(&pointless, number)?;
         Ok(pointless.len())
     }

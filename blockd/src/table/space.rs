@@ -215,13 +215,16 @@ impl Chunks {
     }
 
     /// Chunks whose only use are zeroes and holes that hide nothing any more, because no older chunk is left: the oldest
-    /// ones without data. A reference that is true names a chunk that is older and lives. Dead chunks count only while a snapshot at one of `held` keeps them: the others are deleted
-    /// first, being older.
-    pub fn pointless(&self, held: &[u64]) -> BTreeSet<u64> {
+    /// ones without data. A reference that is true names a chunk that is older and lives. Dead chunks count while a snapshot at one
+    /// of `held` keeps them, while they are `pinned`, since they may come back to life, and while a table at the present
+    /// position may refer to them: the others are deleted first, being older.
+    pub fn pointless(&self, held: &[u64], pinned: impl Fn(u64) -> bool) -> BTreeSet<u64> {
         let order = |id: u64, birth: u64| (birth, id & RELOCATED != 0, id);
         let snapshot = held.iter().max().copied().unwrap_or(0);
         let stays = |usage: &Usage| usage.live > 0 || usage.birth <= snapshot;
-        let kept = self.dead.iter().filter(|(_, dead)| dead.is_held(held)).map(|(id, dead)| order(*id, dead.birth));
+        let now = Position { seq: self.applied, relocated: self.newest };
+        let goes = |id: u64, dead: &Dead| dead.is_gone_at(now) && !dead.is_held(held) && !pinned(id);
+        let kept = self.dead.iter().filter(|(id, dead)| !goes(**id, dead)).map(|(id, dead)| order(*id, dead.birth));
         let living = self.used.iter().filter(|(_, usage)| stays(usage)).map(|(id, usage)| order(*id, usage.birth));
         let oldest = kept.chain(living).min();
         let empty = self.used.iter().filter(|(_, usage)| usage.live == 0);
