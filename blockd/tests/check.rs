@@ -254,3 +254,58 @@ fn what_is_safe_is_repaired() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("uses it"), "{refused:?}");
     assert_eq!(refused.status.code(), Some(1));
 }
+
+#[test]
+fn copies_by_reference_are_told_and_not_taken_for_damage() {
+    let case = Case::new();
+    let mut daemon = case.serve();
+    let read = |daemon: &Daemon| {
+        let mut bytes = vec![0; 16 * MIB];
+        let mut client = daemon.attach("disk");
+        for (i, part) in bytes.chunks_mut(MIB).enumerate() {
+            client.read((i * MIB) as u64, part).unwrap();
+        }
+        bytes
+    };
+    let before = read(&daemon);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (from, to, len) in [(0, 8, 4), (9, 13, 2), (8, 12, 1)] {
+        let (from, to, len) = ((from * MIB) as u64, (to * MIB) as u64, (len * MIB) as u64);
+        let request = blockd::admin::api::CopyRange { from, to, len, durable: true };
+        let admin = blockd::cli::Client::new(daemon.data().join("admin.sock"), daemon.data());
+        runtime.block_on(admin.copy("disk", &request)).unwrap();
+    }
+    let referred = daemon.stats("disk")["referred_blocks"].as_u64().unwrap();
+    assert!(referred > 1000, "{referred}");
+    // Some of the sources and targets go, the others stay.
+    let mut client = daemon.attach("disk");
+    client.write(MIB as u64, &vec![7; MIB / 2]).unwrap();
+    client.write(9 * MIB as u64 + 4096, &[8; 8192]).unwrap();
+    let mut expected = before.clone();
+    expected.copy_within(0..4 * MIB, 8 * MIB);
+    expected.copy_within(9 * MIB..11 * MIB, 13 * MIB);
+    expected.copy_within(8 * MIB..9 * MIB, 12 * MIB);
+    expected[MIB..MIB + MIB / 2].fill(7);
+    expected[9 * MIB + 4096..9 * MIB + 12288].fill(8);
+    assert!(read(&daemon) == expected);
+    drop(client);
+    daemon.wait_drained("disk");
+    assert!(wait(std::time::Duration::from_secs(30), || {
+        let stats = daemon.stats("disk");
+        stats["checkpoint_lsn"] == stats["destaged_lsn"] || stats["checkpoint_seq"].as_u64() > Some(14)
+    }));
+    assert_eq!(daemon.stop_in_place(), Some(0));
+    assert_eq!(case.found(&["--data"]), []);
+    // A chunk that blocks refer to is missed, also where there is nothing but headers.
+    let first = case.keys("chunks")[0].clone();
+    let kind = |found: Vec<(String, String)>| found.into_iter().map(|(kind, _)| kind).collect::<Vec<_>>();
+    case.with(&first, gone, || assert!(kind(case.found(&[])).contains(&"chunk-missing".to_owned())));
+
+    let mut daemon = case.serve();
+    assert!(read(&daemon) == expected);
+    daemon.json(&["volume", "release", "disk"]);
+    daemon.json(&["volume", "rebuild", "disk"]);
+    assert!(read(&daemon) == expected);
+    assert_eq!(daemon.stop_in_place(), Some(0));
+    assert_eq!(case.found(&["--data"]), []);
+}

@@ -340,6 +340,7 @@ fn content(disk: &Disk, found: &Recovered, destaged: Lsn) -> BTreeMap<Lsn, Write
         for (lsn, record) in (header.first_lsn..).zip(&header.records) {
             let (zero, bytes) = match record.kind {
                 RecordKind::Zero { allocated } => (Some(allocated), Vec::new()),
+                RecordKind::Refer { .. } => panic!("nobody wrote a reference"),
                 RecordKind::Data { at } => {
                     let from = frame.payload_offset as usize + at as usize * BLOCK;
                     (None, disk.0[&frame.segment][from..][..record.blocks as usize * BLOCK].to_vec())

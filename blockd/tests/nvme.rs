@@ -234,21 +234,64 @@ fn data_is_compared_verified_and_copied() {
     assert!(client.read(MIB, 4096).unwrap() == newest);
     let queue = &mut client.io[0];
 
-    // Two ranges, one after the other.
-    let mut ranges = Vec::new();
-    for (offset, len) in [(MIB + 4096, 4096), (MIB, 512)] {
-        let range = CopyRange {
-            reserved: 0.into(),
-            lba: (offset / 512).into(),
-            blocks: ((len / 512 - 1) as u16).into(),
-            rest: [0; 14],
-        };
-        ranges.extend_from_slice(range.as_bytes());
-    }
-    let copy = Command::new(io::COPY, 0, NSID).with_dword(10, (8 * MIB / 512) as u32).with_dword(12, 1);
-    queue.call(copy, Data::Out(ranges)).unwrap();
+    // Two ranges, one after the other: of parts of blocks.
+    let copy = |queue: &mut client::Queue, sources: &[(u64, u64)], to: u64| {
+        let mut ranges = Vec::new();
+        for (offset, len) in sources {
+            let range = CopyRange {
+                reserved: 0.into(),
+                lba: (offset / 512).into(),
+                blocks: ((len / 512 - 1) as u16).into(),
+                rest: [0; 14],
+            };
+            ranges.extend_from_slice(range.as_bytes());
+        }
+        let copy = Command::new(io::COPY, 0, NSID).with_dword(10, (to / 512) as u32);
+        queue.call(copy.with_dword(12, sources.len() as u32 - 1), Data::Out(ranges)).map(|_| ())
+    };
+    copy(queue, &[(MIB + 4096, 4096), (MIB, 512)], 8 * MIB).unwrap();
     let copied = client.read(8 * MIB, 4096 + 512).unwrap();
     assert!(copied[..4096] == data[4096..] && copied[4096..] == newest[..512]);
+
+    // Of whole blocks, which moves no data: of what is in the bucket, of that and what was just written, of itself.
+    let referred = || served.daemon.stats("disk")["referred_blocks"].as_u64().unwrap();
+    let source = pattern(5, 64 << 10);
+    client.write(16 * MIB, &source, true).unwrap();
+    served.daemon.wait_drained("disk");
+    // Until the table knows it, too.
+    std::thread::sleep(Duration::from_millis(500));
+    let before = referred();
+    copy(&mut client.io[0], &[(16 * MIB + 8192, 16384), (16 * MIB, 8192)], 20 * MIB).unwrap();
+    assert_eq!(referred() - before, 6);
+    client.write(16 * MIB, &newest, false).unwrap();
+    copy(&mut client.io[0], &[(16 * MIB, 8192), (20 * MIB, 4096)], 24 * MIB).unwrap();
+    assert_eq!(referred() - before, 8);
+    copy(&mut client.io[0], &[(24 * MIB, 8192)], 24 * MIB + 4096).unwrap();
+    // The same over the admin socket.
+    let by_admin = |from, to, len| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let request = blockd::admin::api::CopyRange { from, to, len, durable: true };
+        let admin = blockd::cli::Client::new(served.daemon.data().join("admin.sock"), served.daemon.data());
+        runtime.block_on(admin.copy("disk", &request))
+    };
+    by_admin(20 * MIB, 28 * MIB, 24576).unwrap();
+    assert!(client.read(28 * MIB, 24576).unwrap() == client.read(20 * MIB, 24576).unwrap());
+    assert!(by_admin(0, 4096, 8192).unwrap_err().to_string().contains("overlap"));
+    assert!(by_admin(0, 512, 512).unwrap_err().to_string().contains("whole blocks"));
+    assert!(by_admin(1 << 50, 0, 4096).unwrap_err().to_string().contains("outside"));
+    let past_the_end = client.size() - 4096;
+    assert_eq!(refused(copy(&mut client.io[0], &[(16 * MIB, 8192)], past_the_end)), Status::LBA_OUT_OF_RANGE);
+    for served_anew in [false, true] {
+        if served_anew {
+            served.daemon.wait_drained("disk");
+            served.daemon.restart();
+            client = served.connect(1, &options());
+        }
+        let copied = client.read(20 * MIB, 24576).unwrap();
+        assert!(copied[..16384] == source[8192..24576] && copied[16384..] == source[..8192]);
+        let copied = client.read(24 * MIB, 12288).unwrap();
+        assert!(copied[..4096] == newest && copied[4096..8192] == newest && copied[8192..] == source[4096..8192]);
+    }
 }
 
 #[test]

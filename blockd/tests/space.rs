@@ -333,3 +333,96 @@ fn nothing_happens_without_a_checkpoint() {
         assert_eq!((stats.deleted_chunks, stats.relocated_chunks), (0, 0));
     });
 }
+
+#[test]
+fn a_copy_of_what_is_in_the_bucket_adds_next_to_nothing() {
+    run(async {
+        const GIB: u64 = 1 << 30;
+        let (blocks, step) = (GIB / BLOCK_SIZE, MIB / BLOCK_SIZE);
+        let mut world = World::new(3 * GIB, 16 * MIB).await;
+        world.volume.set_codec(Codec::Lz4);
+        for first in (0..blocks).step_by(step as usize) {
+            let token = world.token();
+            let data: Vec<u8> =
+                (first..first + step).flat_map(|lba| (lba + 1).to_le_bytes().into_iter().cycle().take(BLOCK)).collect();
+            world.volume.write(token, first * BLOCK_SIZE, WriteData::Copy(&data), false);
+            world.turn(20_000).await;
+        }
+        world.rest().await;
+        let before = world.volume.stats();
+
+        let token = world.token();
+        let since = world.now_us;
+        world.volume.copy(token, 0, 2 * GIB, GIB, true);
+        while !world.answers.contains_key(&token.0) {
+            world.turn(10).await;
+        }
+        let answered = world.volume.stats();
+        assert!(world.now_us - since < 10_000, "it took {} us", world.now_us - since);
+        assert_eq!((answered.referred_blocks, answered.copied_bytes), (blocks, GIB));
+        assert_eq!(answered.dirty_bytes, 0, "no data is written");
+        for first in [0, 4095, 4096, blocks - 8] {
+            let expected: Vec<u64> = (first + 1..first + 9).collect();
+            assert_eq!(world.read(2 * GIB / BLOCK_SIZE + first, 8).await[..4], expected[..4], "before it is destaged");
+        }
+        world.rest().await;
+        let after = world.volume.stats();
+        let put = after.chunk_stored_bytes + after.relocated_bytes - before.chunk_stored_bytes - before.relocated_bytes;
+        let checkpoint = after.checkpoint_sent_bytes - before.checkpoint_sent_bytes;
+        println!("a copy of 1 GiB: {put} bytes of chunks, {checkpoint} bytes of checkpoints");
+        assert!(put < 64 << 10, "{put} bytes were put");
+
+        // Now the sources go, and the copies stay.
+        let token = world.token();
+        world.volume.trim(token, 0, GIB - 16 * MIB, false);
+        world.rest().await;
+        for first in (0..blocks - 1024).step_by(1024) {
+            let found = world.read(2 * GIB / BLOCK_SIZE + first, 1024).await;
+            assert!(found == (first + 1..first + 1025).collect::<Vec<_>>(), "blocks from {first} on");
+        }
+        assert_eq!(world.read(0, 1).await, [0]);
+    });
+}
+
+#[test]
+fn what_is_not_in_a_chunk_of_the_history_is_copied_all_the_same() {
+    run(async {
+        let mut world = World::new(64 * MIB, MIB).await;
+        let mut rng = SmallRng::seed_from_u64(3);
+        let half = 32 * MIB / BLOCK_SIZE;
+        let mut model = vec![0u64; half as usize];
+        // Most of this is moved by compaction, some of it is dirty, some is not there.
+        for value in 1..=4 * half {
+            let lba = rng.random_range(0..half * 3 / 4);
+            world.write(lba, value);
+            model[lba as usize] = value;
+            if value % 64 == 0 {
+                world.turn(12_800).await;
+            }
+        }
+        world.rest().await;
+        for value in 1_000_000..1_000_100 {
+            let lba = rng.random_range(0..half);
+            world.write(lba, value);
+            model[lba as usize] = value;
+        }
+        let token = world.token();
+        world.volume.copy(token, 0, 32 * MIB, 32 * MIB, false);
+        for _ in 0..100_000 {
+            if world.answers.contains_key(&token.0) {
+                break;
+            }
+            world.turn(1_000).await;
+        }
+        assert!(world.answers.contains_key(&token.0), "it is answered");
+        let stats = world.volume.stats();
+        println!("{} of {half} blocks are references", stats.referred_blocks);
+        for round in 0..2 {
+            for first in (0..half).step_by(1024) {
+                let found = world.read(half + first, 1024).await;
+                assert!(found == model[first as usize..first as usize + 1024], "round {round}, blocks from {first} on");
+            }
+            world.rest().await;
+        }
+    });
+}

@@ -275,6 +275,9 @@ pub struct ExportedStranded {
     pub stranded: StrandedStatus,
     /// The list of all writes, beside the file.
     pub list: PathBuf,
+    /// Bytes of copies by reference that are not in the file, because what they refer to cannot be read. The list says which.
+    #[serde(default)]
+    pub lost_bytes: u64,
 }
 
 /// Query of `POST /v1/volumes/NAME/open` and `/release`.
@@ -427,6 +430,22 @@ pub struct ResizeVolume {
     /// Whether it may be smaller than before, which loses what lies behind it.
     #[serde(default)]
     pub shrink: bool,
+}
+
+/// `POST /v1/volumes/NAME/copy`: makes a range of an open volume what another one is, without moving data where that is
+/// possible. Whole blocks of 4 KiB; the ranges do not overlap. What was answered to any client before is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyRange {
+    /// First byte of the source.
+    pub from: u64,
+    /// First byte of the target.
+    pub to: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Answer when it is durable, as after a flush.
+    #[serde(default)]
+    pub durable: bool,
 }
 
 /// `GET /v1/volumes/NAME/rebuild`: how far it is.

@@ -10,8 +10,8 @@ use axum::routing::{delete as delete_of, get, post};
 use axum::{Json, Router};
 
 use super::api::{
-    ChangeKey, ChangesQuery, CloneVolume, CreateSnapshot, CreateVolume, DeleteVolume, ErrorBody, ExportStranded,
-    Forced, ResizeVolume, RestoreVolume, SetVolume, UnlockVolume,
+    ChangeKey, ChangesQuery, CloneVolume, CopyRange, CreateSnapshot, CreateVolume, DeleteVolume, ErrorBody,
+    ExportStranded, Forced, ResizeVolume, RestoreVolume, SetVolume, UnlockVolume,
 };
 use super::metrics;
 use crate::daemon::{Daemon, VolumeError};
@@ -29,6 +29,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/volumes/{name}/stranded/discard", post(discard_stranded))
         .route("/v1/stranded", get(stranded))
         .route("/v1/volumes/{name}/resize", post(resize))
+        .route("/v1/volumes/{name}/copy", post(copy))
         .route("/v1/volumes/{name}/unlock", post(unlock))
         .route("/v1/volumes/{name}/key", post(change_key))
         .route("/v1/volumes/{name}/set", post(set))
@@ -159,6 +160,16 @@ async fn rebuild(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) ->
 
 async fn rebuild_progress(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Response {
     Json(daemon.rebuild_progress(&name)).into_response()
+}
+
+async fn copy(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+    request: Result<Json<CopyRange>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(request) = request?;
+    daemon.copy(&name, request).await?;
+    Ok(Json(()).into_response())
 }
 
 async fn resize(

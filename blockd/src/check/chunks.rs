@@ -97,6 +97,24 @@ pub(super) async fn verify(
             Err(e) => return Err(e.into()),
         }
     }
+    // Of those it was made of it may need no block, and yet what they tell.
+    let tellers: Vec<u64> = table.with_usage(|used| {
+        let tells = used.iter().filter(|(id, usage)| usage.tombs > 0 && !uses.contains_key(*id));
+        tells.map(|(id, _)| *id).collect()
+    });
+    for id in tellers {
+        let name = table.directory(id)?.name;
+        match store.head(&name.key()).await {
+            _ if there.contains_key(&name) => {}
+            Ok(meta) => all.push(Chunk { name, size: meta.size }),
+            Err(e) if e.kind == StoreErrorKind::NotFound => {
+                let lost = "tells what some blocks of the volume are; restore it";
+                report.add(Kind::ChunkMissing, name.key(), lost, false);
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let (mut told, mut unexplained) = (References::default(), References::default());
     let by_name: BTreeMap<ChunkName, u64> = uses.iter().map(|(seq, used)| (used.name, *seq)).collect();
     let mut done = 0;
     for batch in all.chunks(BATCH) {
@@ -112,6 +130,9 @@ pub(super) async fn verify(
                     report.add(Kind::ChunkDamaged, chunk.name.key(), detail, false);
                 }
                 Ok(index) => {
+                    for (extent, seq, first) in index.references() {
+                        told.add(seq, extent.lba, extent.blocks, first.into());
+                    }
                     if let Some(seq) = by_name.get(&chunk.name) {
                         headers.insert(*seq, index);
                     }
@@ -126,20 +147,77 @@ pub(super) async fn verify(
             }
         }
         drop(reads);
-        agree(table, &headers, report)?;
+        agree(table, &headers, &mut unexplained, report)?;
         if options.data {
             bytes(options, headers.values(), report).await?;
         }
     }
+    told.join();
+    let mut wrong: BTreeMap<u64, Lba> = BTreeMap::new();
+    for (seq, lba) in unexplained.not_in(&told) {
+        wrong.entry(seq).or_insert(lba);
+    }
+    for (seq, lba) in wrong {
+        let detail = format!(
+            "the table maps block {lba} to a place where it holds something else, and no chunk refers to that; if the other \
+             chunks agree, restore this one, else `blockd volume rebuild`"
+        );
+        report.add(Kind::ChunkDisagrees, table.directory(seq)?.name.key(), detail, false);
+    }
     Ok(())
+}
+
+/// Blocks that stand in chunks under other addresses than those chunks' headers say.
+#[derive(Default)]
+struct References {
+    /// Chunk, how far an index lies behind its address, and the first block; to one past the last.
+    runs: BTreeMap<(u64, u64, Lba), Lba>,
+}
+
+impl References {
+    fn add(&mut self, seq: u64, lba: Lba, blocks: u64, index: u64) {
+        let end = self.runs.entry((seq, index.wrapping_sub(lba), lba)).or_default();
+        *end = (*end).max(lba + blocks);
+    }
+
+    /// Joins what overlaps.
+    fn join(&mut self) {
+        let mut last: Option<((u64, u64, Lba), Lba)> = None;
+        let mut joined = BTreeMap::new();
+        for (key, end) in std::mem::take(&mut self.runs) {
+            match &mut last {
+                Some(((seq, behind, _), upto)) if (*seq, *behind) == (key.0, key.1) && *upto >= key.2 => {
+                    *upto = end.max(*upto);
+                }
+                _ => joined.extend(last.replace((key, end))),
+            }
+        }
+        joined.extend(last);
+        self.runs = joined;
+    }
+
+    /// Chunk and first block of those that are not in `told`, which is joined.
+    fn not_in<'a>(&'a self, told: &'a References) -> impl Iterator<Item = (u64, Lba)> {
+        self.runs.iter().filter_map(|(&(seq, behind, lba), &end)| {
+            let found = told.runs.range(..=(seq, behind, lba)).next_back();
+            let upto = found.filter(|((s, b, _), _)| (*s, *b) == (seq, behind)).map_or(0, |(_, upto)| *upto);
+            (upto < end).then_some((seq, lba.max(upto)))
+        })
+    }
 }
 
 async fn header(store: &dyn ObjectStore, chunk: Chunk, keys: Option<&Keys>) -> (Chunk, Result<ChunkIndex, ReadError>) {
     (chunk, read_index(store, &chunk.name, keys).await)
 }
 
-/// Compares the table's mappings into these chunks with what their headers say.
-fn agree(table: &Table, headers: &BTreeMap<u64, ChunkIndex>, report: &mut Report) -> anyhow::Result<()> {
+/// Compares the table's mappings into these chunks with what their headers say. Blocks that they do not know under that address
+/// go into `unexplained`.
+fn agree(
+    table: &Table,
+    headers: &BTreeMap<u64, ChunkIndex>,
+    unexplained: &mut References,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     let mut wrong: BTreeMap<u64, String> = BTreeMap::new();
     for (seq, index) in headers {
         if table.directory(*seq)?.frames != index.frames {
@@ -150,9 +228,12 @@ fn agree(table: &Table, headers: &BTreeMap<u64, ChunkIndex>, report: &mut Report
         if let Target::Chunk { seq, index } = target
             && let Some(header) = headers.get(&seq)
             && !wrong.contains_key(&seq)
-            && let Some(at) = disagreement(header, lba, blocks, index.into())
         {
-            wrong.insert(seq, format!("the table maps block {at} to a place where it holds something else"));
+            if u64::from(index) + blocks > header.frames.raw_blocks() {
+                wrong.insert(seq, format!("the table maps block {lba} to a place behind its end"));
+            } else {
+                disagreements(header, lba, blocks, index.into(), unexplained);
+            }
         }
         true
     })?;
@@ -163,22 +244,26 @@ fn agree(table: &Table, headers: &BTreeMap<u64, ChunkIndex>, report: &mut Report
     Ok(())
 }
 
-/// The first of the blocks that does not stand in the chunk where the table says.
-fn disagreement(header: &ChunkIndex, lba: Lba, blocks: u64, index: u64) -> Option<Lba> {
-    let mut at = lba;
-    while at < lba + blocks {
+/// Finds those of the blocks that do not stand in the chunk where the table says, by its own header.
+fn disagreements(header: &ChunkIndex, lba: Lba, blocks: u64, index: u64, unexplained: &mut References) {
+    let (mut at, end) = (lba, lba + blocks);
+    while at < end {
         let after = header.extents.partition_point(|extent| extent.lba <= at);
         let extent = after.checked_sub(1).map(|n| &header.extents[n]).filter(|extent| at < extent.lba + extent.blocks);
-        match extent.map(|extent| (extent, extent.kind)) {
-            Some((extent, ExtentKind::Data { index: first }))
-                if u64::from(first) + (at - extent.lba) == index + (at - lba) =>
-            {
-                at = extent.lba + extent.blocks;
-            }
-            _ => return Some(at),
+        let upto = match extent {
+            Some(extent) => extent.lba + extent.blocks,
+            None => header.extents.get(after).map_or(end, |extent| extent.lba),
+        };
+        let upto = upto.min(end);
+        let right = extent.is_some_and(|extent| {
+            matches!(extent.kind, ExtentKind::Data { index: first }
+                if u64::from(first) + (at - extent.lba) == index + (at - lba))
+        });
+        if !right {
+            unexplained.add(header.name.seq, at, upto - at, index + (at - lba));
         }
+        at = upto;
     }
-    None
 }
 
 /// Reads whole chunks and compares every frame with its checksum.

@@ -14,7 +14,7 @@ use crate::chunk::{ChunkIndex, ChunkKind, ChunkName, ReadError, read_index};
 use crate::crypt::Keys;
 use crate::manifest::{self, CheckpointName, CheckpointPointer, HELD, Manifest, ManifestError};
 use crate::store::{self, ObjectStore, StoreErrorKind};
-use crate::table::{Applied, Position, Table, TableHome};
+use crate::table::{Applied, Position, Table, TableError, TableHome};
 use crate::types::VolumeId;
 use crate::volume::{Beginning, Blocking, OBJECT_PUTS_MAX, OpenError};
 
@@ -278,6 +278,12 @@ async fn do_without(
     let keep = |basis| basis <= upto.seq;
     match rebuild::fill::<OpenError>(store, keys, &history, table, upto, keep, || ()).boxed().await {
         Ok(()) => Ok(true),
+        Err(OpenError::Table(error @ TableError::ReferenceLost { id, .. })) => {
+            let name = ChunkName { volume: manifest.id, epoch: manifest.epoch_of(id), seq: id };
+            report.notes.push(format!("the table could not be made of chunk headers either: {error}"));
+            report.add(Kind::ChunkMissing, name.key(), error.to_string(), false);
+            Ok(false)
+        }
         Err(OpenError::Chunk(ReadError::Store(error))) => Err(error.into()),
         Err(OpenError::Chunk(error)) => {
             report.notes.push(format!("the table could not be made of chunk headers either: {error}"));

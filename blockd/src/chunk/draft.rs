@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use super::codec::{Codec, Compressor};
-use super::format::{ChunkExtent, ChunkIndex, ChunkKind, ExtentKind, MAX_EXTENTS, MAX_LBA, MAX_PAYLOAD_BLOCKS};
+use super::format::{
+    ChunkExtent, ChunkIndex, ChunkKind, ExtentKind, MAX_EXTENTS, MAX_LBA, MAX_PAYLOAD_BLOCKS, extent_rows,
+};
 use super::frames::{FRAME_BLOCKS, FRAME_BYTES, FrameCipher, FrameDirectory};
 use super::name::ChunkName;
 use super::sealed::{self, FrameKey};
@@ -36,6 +38,17 @@ pub enum Piece {
         blocks: u64,
         /// Whether they count as allocated; false is a hole (trim).
         allocated: bool,
+    },
+    /// They are what another chunk holds.
+    Refer {
+        /// First block.
+        lba: Lba,
+        /// Number of blocks.
+        blocks: u64,
+        /// That chunk's sequence number.
+        seq: u64,
+        /// Payload index of the first block.
+        index: u16,
     },
 }
 
@@ -72,7 +85,7 @@ pub enum ChunkError {
     #[error("chunk {0:?}: {1} blocks of payload exceed the limit of {MAX_PAYLOAD_BLOCKS}")]
     TooManyBlocks(ChunkName, usize),
     /// More extents than a header may list.
-    #[error("chunk {0:?}: {1} extents exceed the limit of {MAX_EXTENTS}")]
+    #[error("chunk {0:?}: {1} rows of extents exceed the limit of {MAX_EXTENTS}")]
     TooManyExtents(ChunkName, usize),
     /// A piece that is empty, not whole blocks, out of order, or beyond the address space.
     #[error("chunk {0:?}: the piece at block {1} is {2}")]
@@ -94,7 +107,7 @@ impl ChunkDraft {
         }
         let extents = self.extents()?;
         let cuts = cut_frames(&extents);
-        let header_len = sealed::stored_len(ChunkIndex::header_len(extents.len(), cuts.len()), keys);
+        let header_len = sealed::stored_len(ChunkIndex::header_len(extent_rows(&extents), cuts.len()), keys);
         let key = keys.map(|keys| FrameKey::new(keys, &self.name));
         let cipher = if key.is_some() { FrameCipher::Aes256Gcm } else { FrameCipher::None };
         let payload_blocks: usize = cuts.iter().map(|blocks| usize::from(*blocks)).sum();
@@ -153,6 +166,18 @@ impl ChunkDraft {
                 }
                 Piece::Zero { lba, blocks, allocated: true } => (*lba, *blocks, ExtentKind::Zero),
                 Piece::Zero { lba, blocks, .. } => (*lba, *blocks, ExtentKind::Hole),
+                Piece::Refer { lba, blocks, seq, index } => {
+                    (*lba, *blocks, ExtentKind::Refer { seq: *seq, index: *index })
+                }
+            };
+            let nowhere = |blocks: u64| match kind {
+                ExtentKind::Refer { seq, index } => {
+                    seq == 0
+                        || seq == u64::MAX
+                        || seq == self.name.seq
+                        || blocks > MAX_PAYLOAD_BLOCKS as u64 - u64::from(index)
+                }
+                _ => false,
             };
             let problem = if blocks == 0 {
                 Some("empty")
@@ -160,6 +185,8 @@ impl ChunkDraft {
                 Some("not after the one before it")
             } else if lba >= MAX_LBA || blocks > MAX_LBA - lba {
                 Some("beyond the address space")
+            } else if nowhere(blocks) {
+                Some("no reference to a place in another chunk")
             } else {
                 None
             };
@@ -167,15 +194,16 @@ impl ChunkDraft {
                 return Err(ChunkError::BadPiece(self.name, lba, problem));
             }
             match extents.last_mut() {
-                Some(last) if lba == end && std::mem::discriminant(&last.kind) == std::mem::discriminant(&kind) => {
+                Some(last) if lba == end && last.kind.continues(last.blocks, kind) => {
                     last.blocks += blocks;
                 }
                 _ => extents.push(ChunkExtent { lba, blocks, kind }),
             }
             end = lba + blocks;
         }
-        if extents.len() > MAX_EXTENTS {
-            return Err(ChunkError::TooManyExtents(self.name, extents.len()));
+        let rows = extent_rows(&extents);
+        if rows > MAX_EXTENTS {
+            return Err(ChunkError::TooManyExtents(self.name, rows));
         }
         Ok(extents)
     }
@@ -243,7 +271,7 @@ impl<'a> Payload<'a> {
         while self.rest.is_empty() {
             match self.pieces.next() {
                 Some(Piece::Data { data, .. }) => self.rest = data,
-                Some(Piece::Zero { .. }) => {}
+                Some(Piece::Zero { .. } | Piece::Refer { .. }) => {}
                 None => return,
             }
         }

@@ -10,11 +10,13 @@ use crate::types::{Lba, Lsn, VolumeId};
 
 /// First bytes of every chunk.
 pub const MAGIC: [u8; 8] = *b"BLKDCHNK";
-/// The version this code writes and reads.
+/// The version of headers without references.
 pub const VERSION: u16 = 1;
+/// The newest version this code knows: that of headers with references.
+pub const REFER_VERSION: u16 = 2;
 /// The most blocks in a chunk's payload: an index into it is 16 bits wide.
 pub const MAX_PAYLOAD_BLOCKS: usize = u16::MAX as usize;
-/// The most extents in a chunk.
+/// The most rows of extents in a chunk; a reference takes two, any other extent one.
 pub const MAX_EXTENTS: usize = 131_072;
 /// One past the highest block address (2^64 bytes).
 pub const MAX_LBA: u64 = 1 << 52;
@@ -62,6 +64,14 @@ struct RawExtent {
 
 const _: () = assert!(size_of::<RawExtent>() == EXTENT_ROW);
 
+const DATA_ROW: u8 = 1;
+const ZERO_ROW: u8 = 2;
+const HOLE_ROW: u8 = 3;
+/// Followed by a [`PLACE_ROW`].
+const REFER_ROW: u8 = 4;
+/// The chunk's sequence number in place of the address, and the index in place of the number of blocks.
+const PLACE_ROW: u8 = 5;
+
 /// Why bytes are not the chunk they should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
@@ -69,7 +79,9 @@ pub enum FormatError {
     #[error("it does not begin like a chunk")]
     Magic,
     /// Written by a newer program.
-    #[error("format version {0} is unknown to this program, which knows version {VERSION}; use a newer one")]
+    #[error(
+        "format version {0} is unknown to this program, which knows versions up to {REFER_VERSION}; use a newer one"
+    )]
     Version(u16),
     /// Shorter than it says.
     #[error("it ends after {have} bytes where {need} are needed")]
@@ -133,6 +145,39 @@ pub enum ExtentKind {
     Zero,
     /// They are unmapped and read as zeroes.
     Hole,
+    /// They are what the payload of another chunk holds, the first one at this index of it.
+    Refer {
+        /// That chunk's sequence number.
+        seq: u64,
+        /// Payload index of the first block.
+        index: u16,
+    },
+}
+
+impl ExtentKind {
+    /// Rows of a header that it takes.
+    fn rows(self) -> usize {
+        if matches!(self, ExtentKind::Refer { .. }) { 2 } else { 1 }
+    }
+
+    /// Whether an extent of this kind and of `blocks` blocks goes on with `next`, at the next address.
+    pub(crate) fn continues(self, blocks: u64, next: ExtentKind) -> bool {
+        match (self, next) {
+            // Indexes into the own payload follow each other.
+            (ExtentKind::Data { .. }, ExtentKind::Data { .. })
+            | (ExtentKind::Zero, ExtentKind::Zero)
+            | (ExtentKind::Hole, ExtentKind::Hole) => true,
+            (ExtentKind::Refer { seq, index }, ExtentKind::Refer { seq: other, index: first }) => {
+                seq == other && u64::from(index) + blocks == u64::from(first)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Rows that extents take in a header.
+pub(super) fn extent_rows(extents: &[ChunkExtent]) -> usize {
+    extents.iter().map(|extent| extent.kind.rows()).sum()
 }
 
 /// Consecutive blocks of equal kind.
@@ -166,9 +211,22 @@ pub struct ChunkIndex {
 }
 
 impl ChunkIndex {
-    /// Length of the header of a chunk with so many extents and frames.
-    pub(super) fn header_len(extents: usize, frames: usize) -> usize {
-        PREAMBLE + extents * EXTENT_ROW + frames * FRAME_ROW
+    /// Length of the header of a chunk with so many rows of extents and frames.
+    pub(super) fn header_len(rows: usize, frames: usize) -> usize {
+        PREAMBLE + rows * EXTENT_ROW + frames * FRAME_ROW
+    }
+
+    /// Rows that its extents take.
+    pub(crate) fn extent_rows(&self) -> usize {
+        extent_rows(&self.extents)
+    }
+
+    /// Which blocks it says are what other chunks hold: the extents, and where the first block of each stands.
+    pub fn references(&self) -> impl Iterator<Item = (&ChunkExtent, u64, u16)> {
+        self.extents.iter().filter_map(|extent| match extent.kind {
+            ExtentKind::Refer { seq, index } => Some((extent, seq, index)),
+            _ => None,
+        })
     }
 
     /// The seq of the history after which it is true: its own, or the basis of a relocated chunk.
@@ -183,12 +241,13 @@ impl ChunkIndex {
 
     /// The header's bytes. The payload follows them.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let len = Self::header_len(self.extents.len(), self.frames.frames().len());
+        let rows = self.extent_rows();
+        let len = Self::header_len(rows, self.frames.frames().len());
         // More than that when the header is to be encrypted.
         debug_assert!(len as u64 <= self.frames.payload_start());
         let preamble = Preamble {
             magic: MAGIC,
-            version: VERSION.into(),
+            version: if rows > self.extents.len() { REFER_VERSION } else { VERSION }.into(),
             kind: self.kind as u8,
             reserved: 0,
             header_len: (len as u32).into(),
@@ -200,7 +259,7 @@ impl ChunkIndex {
             last_lsn: self.last_lsn.into(),
             created_ms: self.created_ms.into(),
             payload_len: (self.frames.end() - self.frames.payload_start()).into(),
-            extents: (self.extents.len() as u32).into(),
+            extents: (rows as u32).into(),
             frames: (self.frames.frames().len() as u32).into(),
             payload_blocks: (self.frames.raw_blocks() as u32).into(),
             reserved2: 0.into(),
@@ -208,18 +267,20 @@ impl ChunkIndex {
         let mut out = Vec::with_capacity(len);
         out.extend_from_slice(preamble.as_bytes());
         for extent in &self.extents {
-            let mut blocks = [0; 7];
-            blocks.copy_from_slice(&extent.blocks.to_le_bytes()[..7]);
-            let row = RawExtent {
-                lba: extent.lba.into(),
-                blocks,
-                kind: match extent.kind {
-                    ExtentKind::Data { .. } => 1,
-                    ExtentKind::Zero => 2,
-                    ExtentKind::Hole => 3,
-                },
+            let mut row = |lba: u64, blocks: u64, kind| {
+                let mut narrow = [0; 7];
+                narrow.copy_from_slice(&blocks.to_le_bytes()[..7]);
+                out.extend_from_slice(RawExtent { lba: lba.into(), blocks: narrow, kind }.as_bytes());
             };
-            out.extend_from_slice(row.as_bytes());
+            match extent.kind {
+                ExtentKind::Data { .. } => row(extent.lba, extent.blocks, DATA_ROW),
+                ExtentKind::Zero => row(extent.lba, extent.blocks, ZERO_ROW),
+                ExtentKind::Hole => row(extent.lba, extent.blocks, HOLE_ROW),
+                ExtentKind::Refer { seq, index } => {
+                    row(extent.lba, extent.blocks, REFER_ROW);
+                    row(seq, index.into(), PLACE_ROW);
+                }
+            }
         }
         self.frames.encode_rows(&mut out);
         let sum = header_sum(&out);
@@ -235,7 +296,7 @@ impl ChunkIndex {
         if preamble.magic != MAGIC {
             return Err(FormatError::Magic);
         }
-        if preamble.version.get() != VERSION {
+        if !(VERSION..=REFER_VERSION).contains(&preamble.version.get()) {
             return Err(FormatError::Version(preamble.version.get()));
         }
         let len = preamble.header_len.get() as usize;
@@ -299,7 +360,11 @@ impl ChunkIndex {
         {
             return Err(FormatError::Invalid("the payload's length and its frames disagree"));
         }
-        let extents = decode_extents(extent_rows, frames.raw_blocks())?;
+        let extents = decode_extents(extent_rows, frames.raw_blocks(), name.seq)?;
+        let refers = extents.iter().any(|extent| matches!(extent.kind, ExtentKind::Refer { .. }));
+        if refers != (preamble.version.get() == REFER_VERSION) {
+            return Err(FormatError::Invalid("the version and the kinds of extents disagree"));
+        }
         if kind == ChunkKind::Seal && !extents.is_empty() {
             return Err(FormatError::Invalid("a seal holds data"));
         }
@@ -315,20 +380,22 @@ impl ChunkIndex {
     }
 }
 
-fn decode_extents(rows: &[u8], payload_blocks: u64) -> Result<Vec<ChunkExtent>, FormatError> {
+fn decode_extents(rows: &[u8], payload_blocks: u64, own: u64) -> Result<Vec<ChunkExtent>, FormatError> {
     let rows = <[RawExtent]>::ref_from_bytes(rows).map_err(|_| FormatError::Invalid("the extents have half a row"))?;
     let mut extents = Vec::with_capacity(rows.len());
     let (mut end, mut index) = (0u64, 0u64);
-    for row in rows {
+    let mut rows = rows.iter().map(|row| {
         let mut wide = [0; 8];
         wide[..7].copy_from_slice(&row.blocks);
-        let (lba, blocks) = (row.lba.get(), u64::from_le_bytes(wide));
+        (row.lba.get(), u64::from_le_bytes(wide), row.kind)
+    });
+    while let Some((lba, blocks, kind)) = rows.next() {
         if lba < end || blocks == 0 || lba >= MAX_LBA || blocks > MAX_LBA - lba {
             return Err(FormatError::Invalid("an extent is empty, out of order, or out of range"));
         }
         end = lba + blocks;
-        let kind = match row.kind {
-            1 => {
+        let kind = match kind {
+            DATA_ROW => {
                 let first = index;
                 index += blocks;
                 if index > payload_blocks {
@@ -336,8 +403,20 @@ fn decode_extents(rows: &[u8], payload_blocks: u64) -> Result<Vec<ChunkExtent>, 
                 }
                 ExtentKind::Data { index: first as u16 }
             }
-            2 => ExtentKind::Zero,
-            3 => ExtentKind::Hole,
+            ZERO_ROW => ExtentKind::Zero,
+            HOLE_ROW => ExtentKind::Hole,
+            REFER_ROW => match rows.next() {
+                Some((seq, index, PLACE_ROW))
+                    if seq != 0
+                        && seq != u64::MAX
+                        && seq != own
+                        && index <= MAX_PAYLOAD_BLOCKS as u64
+                        && blocks <= MAX_PAYLOAD_BLOCKS as u64 - index =>
+                {
+                    ExtentKind::Refer { seq, index: index as u16 }
+                }
+                _ => return Err(FormatError::Invalid("a reference names no place in another chunk")),
+            },
             _ => return Err(FormatError::Invalid("the kind of an extent is unknown")),
         };
         extents.push(ChunkExtent { lba, blocks, kind });

@@ -91,6 +91,7 @@ impl World {
                 Piece::Zero { lba, blocks, .. } => {
                     self.model[*lba as usize * BLOCK..][..*blocks as usize * BLOCK].fill(0);
                 }
+                Piece::Refer { .. } => unreachable!("the model knows no chunks"),
             }
         }
         let seq = self.table.applied().seq + 1;
@@ -211,6 +212,7 @@ fn golden_chunks_read_and_uncompressed_ones_are_written_the_same() {
                     let (lba, data) = match piece {
                         Piece::Data { lba, data } => (*lba, data.to_vec()),
                         Piece::Zero { lba, blocks, .. } => (*lba + blocks - 1, vec![0; BLOCK]),
+                        Piece::Refer { .. } => continue,
                     };
                     let mut out = vec![1; data.len()];
                     world.reader.read(lba, &mut out).await.unwrap();
@@ -227,6 +229,29 @@ fn golden_chunks_read_and_uncompressed_ones_are_written_the_same() {
         assert_eq!((index.kind, index.basis(), index.last_lsn), (ChunkKind::Relocated, 9, 40));
         assert_eq!(index.extents.len(), GOLDEN_PLAN.len() - 1);
     });
+    let refer = |lba, blocks, seq, index| Piece::Refer { lba, blocks, seq, index };
+    let mut referring = vec![
+        refer(5, 65_000, 0x0102_0304_0506, 535),
+        refer(65_005, 1, 0x0102_0304_0506, 0),
+        refer(65_006, 2, 0x0102_0304_0506, 1),
+        Piece::Data { lba: 70_000, data: blocks(3, 1) },
+        Piece::Zero { lba: 70_003, blocks: 9, allocated: false },
+        refer(80_000, 1, RELOCATED | 1 << 32 | 4, 7),
+    ];
+    let draft = |pieces| ChunkDraft { name: name(1), first_lsn: 1, last_lsn: 1, pieces, ..draft.clone() };
+    golden("chunk-v2-references.bin", &draft(referring.clone()).encode(None).unwrap().bytes, true, |kept| {
+        let index = ChunkIndex::decode(kept, &name(1)).unwrap();
+        let found: Vec<_> = index.references().map(|(e, seq, index)| (e.lba, e.blocks, seq, index)).collect();
+        let seq = 0x0102_0304_0506;
+        assert_eq!(found, [(5, 65_000, seq, 535), (65_005, 3, seq, 0), (80_000, 1, RELOCATED | 1 << 32 | 4, 7)]);
+        assert_eq!((kept[8], index.extents.len(), index.frames.raw_blocks()), (2, 5, 3));
+    });
+    referring.remove(3);
+    let none = draft(referring).encode(None).unwrap();
+    assert_eq!(ChunkIndex::decode(&none.bytes, &name(1)).unwrap(), none.index);
+    for bad in [refer(0, 1, 0, 0), refer(0, 1, 1, 0), refer(0, 1, u64::MAX, 0), refer(0, 65_535, 9, 1)] {
+        assert!(matches!(draft(vec![bad]).encode(None), Err(ChunkError::BadPiece(..))));
+    }
     golden("seal-v1.bin", &encode_seal(name(9), 5, None), true, |kept| {
         let seal = ChunkIndex::decode(kept, &name(9)).unwrap();
         assert_eq!(seal.kind, ChunkKind::Seal);

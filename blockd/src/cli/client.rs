@@ -13,9 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::admin::api::{
-    ChangeKey, ChangesPage, CloneVolume, CreateSnapshot, CreateVolume, DaemonInfo, ErrorBody, ExportStranded,
-    ExportedStranded, RebuildProgress, ResizeVolume, RestoreVolume, SetVolume, SnapshotStatus, Status, StrandedStatus,
-    UnlockVolume, VolumeStatus,
+    ChangeKey, ChangesPage, CloneVolume, CopyRange, CreateSnapshot, CreateVolume, DaemonInfo, ErrorBody,
+    ExportStranded, ExportedStranded, RebuildProgress, ResizeVolume, RestoreVolume, SetVolume, SnapshotStatus, Status,
+    StrandedStatus, UnlockVolume, VolumeStatus,
 };
 
 /// Talks to the daemon on one admin socket. Every call connects anew, so a daemon that restarts does not matter.
@@ -88,6 +88,11 @@ impl Client {
     /// How far that is.
     pub async fn rebuild_progress(&self, name: &str) -> anyhow::Result<RebuildProgress> {
         self.call(Method::GET, &format!("/v1/volumes/{name}/rebuild"), None::<&()>).await
+    }
+
+    /// Makes a range of an open volume what another one is, without moving data where that is possible.
+    pub async fn copy(&self, name: &str, request: &CopyRange) -> anyhow::Result<()> {
+        self.call(Method::POST, &format!("/v1/volumes/{name}/copy"), Some(request)).await
     }
 
     /// Changes a volume's size.

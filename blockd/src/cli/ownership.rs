@@ -160,13 +160,20 @@ pub(super) async fn stranded(command: StrandedCommand) -> anyhow::Result<()> {
             let file = std::path::absolute(&args.file).context("cannot tell the working directory")?;
             let request = ExportStranded { file, apply: args.apply, epoch: args.epoch };
             let done = args.client.client().export_stranded(&args.name, &request).await?;
-            let text = format!(
+            let mut text = format!(
                 "{} writes, {}, are in {}; the list of them is {}\n",
                 done.stranded.writes,
                 bytes(done.stranded.bytes),
                 request.file.display(),
                 done.list.display()
             );
+            if done.lost_bytes > 0 {
+                text += &format!(
+                    "{} of them were copies by reference, of blocks that the bucket does not hold any more: the list calls \
+                     them lost\n",
+                    bytes(done.lost_bytes)
+                );
+            }
             said(&args.client, &done, &text)
         }
         StrandedCommand::Discard(args) => {

@@ -3,6 +3,7 @@
 //! They stay in the volume's log, which keeps the volume from being opened here, until somebody discards them. That
 //! moves the log to `DIR/stranded/<volume>-<epoch>/wal`, with a file `about` that says what it is; it is never deleted.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::AsRawFd;
@@ -15,11 +16,15 @@ use anyhow::{Context, bail};
 
 use super::volumes::{Daemon, Phase, VolumeError};
 use crate::admin::api::{ExportStranded, ExportedStranded, StrandedStatus};
+use crate::chunk::{BlockReader, ChunkName, ReadError, read_index};
+use crate::crypt::Keys;
 use crate::manifest::{self, Manifest};
 use crate::program::explain;
 use crate::program::text::{bytes, date};
-use crate::types::VolumeId;
-use crate::volume::{Stranded, StrandedWrite};
+use crate::store::ObjectStore;
+use crate::table::{Applied, Mapped, MemKv, Rebuild, Table, Target};
+use crate::types::{BLOCK, BLOCK_SIZE, VolumeId};
+use crate::volume::{Stranded, StrandedKind, StrandedWrite};
 use crate::wal::device::{FileLog, LogDevice};
 
 const ABOUT: &str = "about";
@@ -85,7 +90,7 @@ fn status(name: &str, id: VolumeId, stranded: &Stranded, log: &Path, set_aside: 
     };
     for write in stranded.writes() {
         status.writes += 1;
-        status.bytes += if write.data { write.len } else { 0 };
+        status.bytes += if write.kind == StrandedKind::Zeroes { 0 } else { write.len };
         status.first_ms = if status.first_ms == 0 { write.time_ms } else { status.first_ms };
         status.last_ms = write.time_ms;
     }
@@ -146,7 +151,53 @@ fn set_aside(data: &Path, dir: &Path, found: &Found, manifest: &Manifest) -> any
     Ok(target)
 }
 
-fn export(found: &Found, request: &ExportStranded) -> anyhow::Result<PathBuf> {
+/// Reads what stranded copies by reference refer to: chunks of the volume. Its new owner knows nothing of those copies, so some
+/// chunks may be gone.
+struct Referred {
+    reader: BlockReader,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Referred {
+    /// Finds the chunks that `stranded` names. Those that are not there are noticed when they are read.
+    async fn find(
+        store: Arc<dyn ObjectStore>,
+        manifest: &Manifest,
+        keys: Option<Keys>,
+        stranded: &Stranded,
+    ) -> anyhow::Result<Self> {
+        let seqs: BTreeSet<u64> = stranded
+            .writes()
+            .filter_map(|write| match write.kind {
+                StrandedKind::Copy { seq, .. } => Some(seq),
+                StrandedKind::Data | StrandedKind::Zeroes => None,
+            })
+            .collect();
+        let table = Table::in_memory(MemKv::new(), manifest.id)?;
+        let upto = Applied { seq: seqs.last().copied().unwrap_or(0), lsn: 0 };
+        let mut chunks = Rebuild::begin(&table, upto)?;
+        for seq in seqs {
+            let name = ChunkName { volume: manifest.id, epoch: manifest.epoch_of(seq), seq };
+            match read_index(store.as_ref(), &name, keys.as_ref()).await {
+                Ok(index) => chunks.add(&index)?,
+                Err(error) => tracing::warn!("what was copied of {name} cannot be read: {error}"),
+            }
+        }
+        drop(chunks);
+        let reader = BlockReader::new(manifest.id, Arc::new(table), store, None).with_keys(keys);
+        Ok(Self { reader, runtime: tokio::runtime::Handle::current() })
+    }
+
+    /// Reads into `bytes` from the payload block `index` of the chunk `seq` on. Not on an async thread.
+    fn read(&self, seq: u64, index: u16, bytes: &mut [u8]) -> Result<(), ReadError> {
+        let target = Target::Chunk { seq, index };
+        let blocks = (bytes.len() / BLOCK) as u64;
+        self.runtime.block_on(self.reader.read_mapped(0, &[Mapped { lba: 0, blocks, target }], bytes)).map(drop)
+    }
+}
+
+/// Writes stranded writes to a file. Returns where the list of them is, and how many bytes could not be had.
+fn export(found: &Found, request: &ExportStranded, referred: Option<&Referred>) -> anyhow::Result<(PathBuf, u64)> {
     let list_path = PathBuf::from(format!("{}.list", request.file.display()));
     let what = |path: &Path| format!("cannot write {}", path.display());
     let new = |path: &Path| File::options().write(true).create_new(true).open(path).with_context(|| what(path));
@@ -169,17 +220,47 @@ fn export(found: &Found, request: &ExportStranded) -> anyhow::Result<PathBuf> {
         "# volume {}, {} writes of epoch {}, {} bytes\n# lsn\ttime\twhat\toffset\tbytes",
         status.volume, status.writes, status.epoch, status.bytes
     )?;
+    let mut lost_bytes = 0;
     found.stranded.replay(&found.log, |write, content| {
-        match content {
-            Some(bytes) => image.write_all_at(bytes, write.offset)?,
-            None => zero(&image, write)?,
-        }
-        let kind = if write.data { "data" } else { "zeroes" };
+        let kind = match (write.kind, content) {
+            (_, Some(bytes)) => {
+                image.write_all_at(bytes, write.offset)?;
+                "data"
+            }
+            (StrandedKind::Copy { seq, index }, None) => match copy(&image, write, (seq, index), referred)? {
+                0 => "copy",
+                lost => {
+                    lost_bytes += lost;
+                    "copy, lost"
+                }
+            },
+            (_, None) => {
+                zero(&image, write)?;
+                "zeroes"
+            }
+        };
         writeln!(list, "{}\t{}\t{kind}\t{}\t{}", write.lsn, date(write.time_ms), write.offset, write.len)
     })?;
     list.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     image.sync_all().with_context(|| what(&request.file))?;
-    Ok(list_path)
+    Ok((list_path, lost_bytes))
+}
+
+/// Writes what a copy refers to. Returns how many bytes of it cannot be read; they are left as they are.
+fn copy(file: &File, write: &StrandedWrite, (seq, index): (u64, u16), referred: Option<&Referred>) -> io::Result<u64> {
+    const PART: u64 = 256;
+    let Some(referred) = referred else { return Ok(write.len) };
+    let blocks = write.len / BLOCK_SIZE;
+    let mut bytes = vec![0; PART as usize * BLOCK];
+    for first in (0..blocks).step_by(PART as usize) {
+        let part = &mut bytes[..(blocks - first).min(PART) as usize * BLOCK];
+        if let Err(error) = referred.read(seq, index + first as u16, part) {
+            tracing::warn!(lsn = write.lsn, "a stranded copy cannot be read: {error}");
+            return Ok(write.len - first * BLOCK_SIZE);
+        }
+        file.write_all_at(part, write.offset + first * BLOCK_SIZE)?;
+    }
+    Ok(0)
 }
 
 /// Makes a range read as zeroes.
@@ -293,10 +374,11 @@ impl Daemon {
         }
         let mut found: Vec<Found> = self.aside().await?;
         found.retain(|found| found.status.volume == name);
-        if let Ok((manifest, _)) = manifest::load(self.store.as_ref(), name).await {
+        let manifest = manifest::load(self.store.as_ref(), name).await.ok().map(|(manifest, _)| manifest);
+        if let Some(manifest) = &manifest {
             let open = matches!(self.entry(name), Ok(entry) if matches!(entry.phase, Phase::Open(_) | Phase::Opening));
             if !open {
-                found.extend(self.find_in_place(&manifest).await?);
+                found.extend(self.find_in_place(manifest).await?);
             }
         }
         found.retain(|found| request.epoch.is_none_or(|epoch| epoch == found.status.epoch));
@@ -312,8 +394,17 @@ impl Daemon {
             }
         };
         let stranded = found.status.clone();
-        let list = blocking(move || export(&found, &request)).await.map_err(failed)?;
-        Ok(ExportedStranded { stranded, list })
+        let referred = match manifest.filter(|manifest| manifest.id.to_string() == stranded.id) {
+            Some(manifest) if found.stranded.writes().any(|write| matches!(write.kind, StrandedKind::Copy { .. })) => {
+                let keys = self.keys.keys_of(&manifest).await.map_err(|error| failed(error.into()))?;
+                let referred = Referred::find(self.store.clone(), &manifest, keys, &found.stranded).await;
+                Some(referred.map_err(failed)?)
+            }
+            _ => None,
+        };
+        let exported = blocking(move || export(&found, &request, referred.as_ref())).await;
+        let (list, lost_bytes) = exported.map_err(failed)?;
+        Ok(ExportedStranded { stranded, list, lost_bytes })
     }
 
     /// Sets the stranded writes of a volume aside, so that it can be opened here again. Returns where they are.

@@ -18,7 +18,7 @@ use super::hold::{Hold, holder, instants, may_hold};
 use super::keys::{KeyError, KeyRing};
 use super::release;
 use super::stranded::why_not;
-use crate::admin::api::{CreateVolume, ResizeVolume, StrandedStatus, VolumeState, VolumeStatus};
+use crate::admin::api::{CopyRange, CreateVolume, ResizeVolume, StrandedStatus, VolumeState, VolumeStatus};
 use crate::cache::FrameCache;
 use crate::chunk::Codec;
 use crate::config::{ByteSize, Config, check_chunk_size};
@@ -33,7 +33,7 @@ use crate::program::text::date;
 use crate::reactor::{Device, DeviceKey, ReactorHandle};
 use crate::store::{CountedStore, ObjectStore};
 use crate::types::{BLOCK_SIZE, VolumeId};
-use crate::volume::{self, CompactionTuning, OpenError, OpenOptions, OpenReport, Tuning, Volume};
+use crate::volume::{self, CompactionTuning, IoError, OpenError, OpenOptions, OpenReport, Tuning, Volume};
 
 /// The largest volume: offsets on it fit a signed 64-bit number everywhere.
 const MAX_SIZE: u64 = 1 << 62;
@@ -714,6 +714,28 @@ impl Daemon {
     pub(super) fn verdict(&self, elsewhere: &Elsewhere) -> Verdict {
         let judge = Judge { host: self.data.host(), volume: elsewhere.lease.volume };
         judge.judge(&elsewhere.lease, elsewhere.seen, instants())
+    }
+
+    /// Copies within an open volume. Reservations of NVMe/TCP hosts do not bind it.
+    pub async fn copy(&self, name: &str, request: CopyRange) -> Result<(), VolumeError> {
+        let entry = self.entry(name)?;
+        let Phase::Open(place) = &entry.phase else {
+            return Err(VolumeError::Conflict(format!(
+                "volume {name:?} is {}; only within an open volume can be copied (`blockd volume open {name}`)",
+                entry.phase.state().as_str()
+            )));
+        };
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let CopyRange { from, to, len, durable } = request;
+        with_volume(place, move |volume| volume.copy_for(from, to, len, durable, reply)).await;
+        match answer.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error @ (IoError::OutOfRange | IoError::Invalid(_)))) => {
+                Err(VolumeError::Invalid(format!("cannot copy within volume {name:?}: {error}")))
+            }
+            Ok(Err(error)) => Err(VolumeError::Failed(format!("cannot copy within volume {name:?}: {error}"))),
+            Err(_) => Err(VolumeError::Conflict(format!("volume {name:?} was closed before the copy was made"))),
+        }
     }
 
     /// Changes the size of an open volume. Clients see it when they connect again.

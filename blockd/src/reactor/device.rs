@@ -25,6 +25,9 @@ pub trait Device: Send + 'static {
     fn compare_write(&mut self, token: Token, offset: u64, expected: Vec<u8>, data: Vec<u8>, fua: bool);
     /// Makes a range read as zeroes; with `no_hole` it stays allocated.
     fn zero(&mut self, token: Token, offset: u64, len: u64, fua: bool, no_hole: bool);
+    /// Makes a range what another one is, without moving the data where that is possible. Only whole blocks of 4 KiB, and ranges
+    /// that do not overlap; others are refused as invalid.
+    fn copy(&mut self, token: Token, from: u64, to: u64, len: u64, fua: bool);
     /// Discards a range.
     fn trim(&mut self, token: Token, offset: u64, len: u64, fua: bool);
     /// Answered once everything answered before is durable.

@@ -269,6 +269,20 @@ impl Device for RamDevice {
         }
     }
 
+    fn copy(&mut self, token: Token, from: u64, to: u64, len: u64, fua: bool) {
+        let whole = [from, to, len].iter().all(|bytes| bytes.is_multiple_of(BLOCK as u64));
+        match self.range(from, len) {
+            Ok(_) if !whole || (from < to + len && to < from + len) => {
+                self.complete(token, Err(IoError::Invalid("a copy is of whole blocks that do not overlap")));
+            }
+            Ok(range) => {
+                let bytes = self.data[range].to_vec();
+                self.write(token, to, WriteData::Copy(&bytes), fua);
+            }
+            Err(error) => self.complete(token, Err(error)),
+        }
+    }
+
     fn trim(&mut self, token: Token, offset: u64, len: u64, fua: bool) {
         self.zero(token, offset, len, fua, false);
     }

@@ -1,12 +1,15 @@
 //! Applying a chunk: one atomic batch.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use super::key::{self, NumberKey};
 use super::kv::Batch;
 use super::leaf::{LEAF_BLOCKS, Leaf, Target, place};
 use super::lookup::ChunkDirectory;
+use super::refer::{chunks_of, keep_back_rows};
 use super::space::{Change, Usage};
 use super::spans::ZeroSpans;
 use super::table::Table;
@@ -50,19 +53,28 @@ impl Table {
         let position = Applied { seq: index.name.seq, lsn: index.last_lsn };
         let mut batch = Batch::default();
         batch.put(&key::APPLIED, key::encode_applied(position));
-        self.set_all(index, (position.seq, 0), batch)?;
+        self.set_all(index, (position.seq, 0), batch, None)?;
         *applied = position;
         self.lock_chunks().applied = position.seq;
         Ok(())
     }
 
-    /// Maps everything `index` says, whatever was there before; what that leaves without use dies at `death`.
-    pub(super) fn set_all(&self, index: &ChunkIndex, death: (u64, u64), mut batch: Batch) -> Result<(), TableError> {
+    /// Maps everything `index` says, whatever was there before; what that leaves without use dies at `death`. Chunks that it
+    /// refers to and that are not there go into `missing`; without that, there must be none.
+    pub(super) fn set_all(
+        &self,
+        index: &ChunkIndex,
+        death: (u64, u64),
+        mut batch: Batch,
+        missing: Option<&mut BTreeSet<u64>>,
+    ) -> Result<(), TableError> {
         let id = index.name.seq;
         let (edits, long) = split(id, &index.extents);
         let mut change = Change::default();
-        self.edit_leaves(edits, &mut change, &mut batch)?;
+        self.edit_leaves(id, edits, &mut change, &mut batch)?;
         let spans = self.clear_spans(&long, &mut change, &mut batch)?;
+        let revived = self.revive(change.referred(), missing)?;
+        change.revive(revived);
         change.add(id, new_usage(index, index.frames.raw_blocks() as u32));
         self.commit(index, change, death, spans, batch)
     }
@@ -77,6 +89,11 @@ impl Table {
         mut batch: Batch,
     ) -> Result<(), TableError> {
         let id = index.name.seq;
+        let refers = change.referred().next().is_some() && !self.refers.load(Ordering::Relaxed);
+        if refers {
+            // A program that does not know back rows must not go on from this.
+            batch.put(&key::FORMAT, key::encode_format(self.volume, key::REFER_VERSION));
+        }
         let settled = change.settle(&self.lock_chunks(), death, &mut batch).map_err(wrong_count)?;
         batch.put(&key::chunk(id), key::encode_chunk(&index.name, &index.frames));
         let write = |batch| self.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source });
@@ -88,6 +105,9 @@ impl Table {
                 *current = spans;
             }
         }
+        if refers {
+            self.refers.store(true, Ordering::Relaxed);
+        }
         settled.done(&mut self.lock_chunks());
         // What was just written is often read next.
         self.directories.insert(id, Arc::new(ChunkDirectory { name: index.name, frames: index.frames.clone() }));
@@ -95,9 +115,10 @@ impl Table {
     }
 
     /// Puts the new values of edited leaves into `batch`, but for leaves that stay as they are, and what they no longer
-    /// refer to into `change`.
+    /// refer to into `change`. What is set to stand in another chunk than `own` refers to it.
     pub(super) fn edit_leaves(
         &self,
+        own: u64,
         edits: Vec<LeafEdit>,
         change: &mut Change,
         batch: &mut Batch,
@@ -105,6 +126,7 @@ impl Table {
         let keys: Vec<NumberKey> = edits.iter().map(|edit| key::leaf(edit.leaf)).collect();
         let stored = self.kv.get_many(&keys).map_err(|source| TableError::Engine { op: "reading", source })?;
         let spans = self.read_spans();
+        let referred = self.lock_chunks().referred.clone();
         for (edit, old) in edits.into_iter().zip(stored) {
             let base = match &old {
                 Some(value) => decode_leaf(edit.leaf, value)?,
@@ -113,9 +135,17 @@ impl Table {
             };
             count_gone(&base, &edit.sets, change);
             let mut leaf = base.clone();
+            let mut begins = BTreeSet::new();
             for (start, blocks, target) in edit.sets {
                 leaf.set(start, blocks, target);
+                if let Target::Chunk { seq, .. } = target
+                    && seq != own
+                {
+                    change.refer(seq, blocks.into());
+                    begins.insert(seq);
+                }
             }
+            keep_back_rows(edit.leaf, (&base, &leaf), begins.into_iter(), &referred, batch);
             if leaf != base {
                 batch.put(&key::leaf(edit.leaf), leaf.encode());
             }
@@ -134,6 +164,7 @@ impl Table {
             return Ok(None);
         }
         let mut spans = self.read_spans().clone();
+        let referred = self.lock_chunks().referred.clone();
         for LongSpan { leaves, zero } in long {
             let (from, to) = (key::leaf(leaves.start), key::leaf(leaves.end));
             // A range tombstone slows later reads until it is compacted away: none where there is nothing to remove,
@@ -144,12 +175,18 @@ impl Table {
             self.kv
                 .scan(&from, &to, &mut |k, value| {
                     any = true;
-                    match decode_leaf(key::number(k).unwrap_or(0), value) {
-                        Ok(leaf) => leaf.runs().iter().for_each(|run| {
-                            if let Target::Chunk { seq, .. } = run.target {
-                                change.unmap(seq, run.blocks.into());
+                    let number = key::number(k).unwrap_or(0);
+                    match decode_leaf(number, value) {
+                        Ok(leaf) => {
+                            for run in leaf.runs() {
+                                if let Target::Chunk { seq, .. } = run.target {
+                                    change.unmap(seq, run.blocks.into());
+                                }
                             }
-                        }),
+                            for seq in chunks_of(&leaf).filter(|seq| referred.contains(seq)) {
+                                batch.delete(&key::back(seq, number));
+                            }
+                        }
                         Err(error) => problem = Some(error),
                     }
                     problem.is_none()
@@ -175,7 +212,8 @@ pub(super) fn new_usage(index: &ChunkIndex, live: u32) -> Usage {
         total: index.frames.raw_blocks() as u32,
         stored: index.object_len(),
         birth: index.basis(),
-        tombs: (index.extents.len() - index.extents.iter().filter(data).count()) as u32,
+        tombs: (index.extent_rows() - index.extents.iter().filter(data).count()) as u32,
+        referred: false,
     }
 }
 
@@ -217,6 +255,7 @@ fn split(seq: u64, extents: &[ChunkExtent]) -> (Vec<LeafEdit>, Vec<LongSpan>) {
             ExtentKind::Data { index } => Target::Chunk { seq, index },
             ExtentKind::Zero => Target::Zero,
             ExtentKind::Hole => Target::Hole,
+            ExtentKind::Refer { seq, index } => Target::Chunk { seq, index },
         };
         let end = extent.lba + extent.blocks;
         let mut lba = extent.lba;
@@ -232,7 +271,7 @@ fn split(seq: u64, extents: &[ChunkExtent]) -> (Vec<LeafEdit>, Vec<LongSpan>) {
                 continue;
             }
             let blocks = (end - lba).min(LEAF_BLOCKS - u64::from(start)) as u8;
-            // Less than 2^16 for data: an extent's payload is bounded by the chunk's.
+            // Less than 2^16 for data and references: an extent's payload is bounded by the chunk's.
             let set = (start, blocks, target.advanced((lba - extent.lba) as u16));
             match edits.last_mut() {
                 Some(last) if last.leaf == leaf => last.sets.push(set),

@@ -18,6 +18,7 @@ const CHUNK: u8 = b'C';
 const DEAD: u8 = b'D';
 const USAGE: u8 = b'U';
 const ZEROES: u8 = b'Z';
+const BACK: u8 = b'B';
 /// Key of the applied position.
 pub const APPLIED: [u8; 1] = *b"A";
 /// Key of the table's format and owner.
@@ -28,8 +29,10 @@ pub const RELOCATED: [u8; 1] = *b"R";
 pub const UNKNOWN: [u8; 1] = *b"S";
 /// Key of where a clone's own history begins.
 pub const ORIGIN: [u8; 1] = *b"O";
-/// The version this code writes and reads.
+/// The version of tables without references.
 pub const VERSION: u32 = 2;
+/// The version of tables that have or had references; the newest one this code reads.
+pub const REFER_VERSION: u32 = 3;
 const MAGIC: [u8; 8] = *b"BLKDTABL";
 
 fn number_key(kind: u8, number: u64) -> NumberKey {
@@ -63,7 +66,21 @@ pub fn zeroes(first_leaf: u64) -> NumberKey {
     number_key(ZEROES, first_leaf)
 }
 
-/// The number in a key made by one of the functions above.
+/// Key that says that a leaf refers to a chunk by the header of another one.
+pub fn back(chunk: u64, leaf: u64) -> [u8; 17] {
+    let mut key = [BACK; 17];
+    key[1..9].copy_from_slice(&chunk.to_be_bytes());
+    key[9..].copy_from_slice(&leaf.to_be_bytes());
+    key
+}
+
+/// Chunk and leaf in a key made by [`back`].
+pub fn back_place(key: &[u8]) -> Option<(u64, u64)> {
+    let (chunk, leaf) = key.get(1..)?.split_first_chunk()?;
+    Some((u64::from_be_bytes(*chunk), u64::from_be_bytes(leaf.try_into().ok()?)))
+}
+
+/// The number in a key made by one of the functions above, [`back`] apart.
 pub fn number(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(1..)?.try_into().ok()?))
 }
@@ -101,7 +118,8 @@ struct UsageValue {
     stored: U64,
     birth: U64,
     tombs: U32,
-    reserved: U32,
+    /// 1: there are or were back rows.
+    referred: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -140,8 +158,8 @@ pub fn decode_applied(value: &[u8]) -> Option<Applied> {
 }
 
 /// Value of [`FORMAT`].
-pub fn encode_format(volume: VolumeId) -> Vec<u8> {
-    let value = FormatValue { magic: MAGIC, version: VERSION.into(), reserved: 0.into(), volume: volume.0 };
+pub fn encode_format(volume: VolumeId, version: u32) -> Vec<u8> {
+    let value = FormatValue { magic: MAGIC, version: version.into(), reserved: 0.into(), volume: volume.0 };
     value.as_bytes().to_vec()
 }
 
@@ -180,7 +198,7 @@ pub fn encode_usage(usage: &Usage) -> Vec<u8> {
         stored: usage.stored.into(),
         birth: usage.birth.into(),
         tombs: usage.tombs.into(),
-        reserved: 0.into(),
+        referred: u32::from(usage.referred).into(),
     };
     value.as_bytes().to_vec()
 }
@@ -194,8 +212,9 @@ pub fn decode_usage(value: &[u8]) -> Option<Usage> {
         stored: value.stored.get(),
         birth: value.birth.get(),
         tombs: value.tombs.get(),
+        referred: value.referred.get() == 1,
     };
-    (usage.live <= usage.total && value.reserved.get() == 0).then_some(usage)
+    (usage.referred || (usage.live <= usage.total && value.referred.get() == 0)).then_some(usage)
 }
 
 /// Value of [`dead`].

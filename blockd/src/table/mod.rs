@@ -3,7 +3,7 @@
 //! A cache of what the chunks say, never the truth: it can be thrown away and rebuilt from their headers. [`Table`]
 //! applies one chunk per atomic batch ([`apply`]) and answers reads with one point lookup per 64 blocks ([`lookup`]).
 //! [`relocate`] brings in what compaction moved and rebuilds a table from headers; [`space`] counts what lives and what is
-//! dead, [`reclaim`] hands out what may be deleted. [`leaf`] and [`key`] know the bytes, [`rocks`] and [`memory`] keep them,
+//! dead, [`reclaim`] hands out what may be deleted; [`refer`] is for blocks that have several addresses. [`leaf`] and [`key`] know the bytes, [`rocks`] and [`memory`] keep them,
 //! [`home`] opens a volume's table and replaces it by a copy.
 //!
 //! What must hold: the applied position travels in the same batch as the mappings, so that after a crash, which loses
@@ -23,7 +23,9 @@ mod kv;
 pub mod leaf;
 mod lookup;
 mod memory;
+mod pins;
 mod reclaim;
+mod refer;
 mod relocate;
 mod rocks;
 mod simulate;
@@ -38,6 +40,7 @@ pub use kv::{FrozenFile, FrozenFiles};
 pub use leaf::Target;
 pub use lookup::{ChunkDirectory, Mapped};
 pub use memory::MemKv;
+pub use pins::Pin;
 pub use reclaim::Doomed;
 pub use relocate::{Gathered, Moved, Rebuild, RebuildKey};
 pub use simulate::{random_chunk, simulate};
@@ -111,6 +114,19 @@ pub enum TableError {
         "the translation table is damaged: chunk {id:x} is not listed (move its directory away: it is rebuilt from the bucket)"
     )]
     Unlisted {
+        /// The chunk's id.
+        id: u64,
+    },
+    /// Of a table made of headers alone: what blocks refer to is not there.
+    #[error(
+        "block {lba} of volume {volume} is a copy by reference of a block of chunk {id:x}, which is missing from the \
+         bucket, and no later chunk tells it again; restore that chunk, or the checkpoint"
+    )]
+    ReferenceLost {
+        /// The volume.
+        volume: VolumeId,
+        /// The first such block.
+        lba: crate::types::Lba,
         /// The chunk's id.
         id: u64,
     },

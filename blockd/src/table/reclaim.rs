@@ -43,6 +43,7 @@ impl Table {
         let (mut found, origin): (Vec<_>, Origin) = {
             let chunks = self.lock_chunks();
             let free = chunks.dead.iter().filter(|(_, dead)| dead.is_gone_at(upto) && !dead.is_held(held));
+            let free = free.filter(|(id, _)| !self.is_pinned(**id));
             (free.map(|(id, dead)| (dead.death, dead.birth, *id, dead.stored)).collect(), chunks.origin)
         };
         found.sort_unstable();
@@ -56,6 +57,13 @@ impl Table {
                 Ok(Doomed { id, name: name.filter(|name| name.volume == self.volume), stored })
             })
             .collect()
+    }
+
+    /// Whether there are more, which have to wait because they are pinned.
+    pub fn doomed_are_pinned(&self, upto: Position, held: &[u64]) -> bool {
+        let chunks = self.lock_chunks();
+        let free = chunks.dead.iter().filter(|(_, dead)| dead.is_gone_at(upto) && !dead.is_held(held));
+        free.into_iter().any(|(id, _)| self.is_pinned(*id))
     }
 
     /// Bytes of dead chunks that a checkpoint made now would free and one at `upto` does not.
@@ -95,7 +103,7 @@ impl Table {
     /// there may be relocated chunks that this table does not know: those may hold what is hidden. `number` as in
     /// [`Table::carry`].
     pub fn drop_pointless(&self, held: &[u64], number: u64) -> Result<usize, TableError> {
-        let pointless: Vec<u64> = self.lock_chunks().pointless(held).into_iter().collect();
+        let pointless: Vec<u64> = self.lock_chunks().pointless(held, |id| self.is_pinned(id)).into_iter().collect();
         self.carry(&pointless, number)?;
         Ok(pointless.len())
     }
@@ -171,7 +179,7 @@ impl Table {
         let applied = self.applied();
         let newest = self.newest_relocated().max(RELOCATED);
         let mut batch = Batch::default();
-        batch.put(&key::FORMAT, key::encode_format(clone));
+        batch.put(&key::FORMAT, key::encode_format(clone, self.version()));
         batch.put(&key::ORIGIN, key::encode_pair(applied.seq, newest));
         batch.put(&key::RELOCATED, key::encode_pair(newest, 0));
         batch.put(&key::UNKNOWN, key::encode_pairs(&[]));

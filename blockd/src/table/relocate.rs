@@ -1,11 +1,14 @@
 //! What compaction asks of the table: what of a chunk is still needed, and to refer to the copies instead. And how a table
 //! comes back from headers alone, relocated ones among them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::apply::{LeafEdit, decode_leaf, new_usage, wrong_count};
 use super::key::{self, NumberKey};
 use super::kv::Batch;
 use super::leaf::{LEAF_BLOCKS, Leaf, Target, place};
 use super::lookup::Mapped;
+use super::refer::chunks_of;
 use super::space::{Change, Dead};
 use super::table::Table;
 use super::{Applied, TableError};
@@ -21,8 +24,10 @@ const LEAVES_AT_ONCE: usize = 1024;
 pub struct Moved {
     /// Blocks that are mapped to the copy now.
     pub blocks: u64,
-    /// Blocks that were overwritten while they were copied.
+    /// Blocks that were overwritten while they were copied, and those of `pinned`.
     pub missed: u64,
+    /// Blocks that stay where they are, because their chunk is pinned.
+    pub pinned: u64,
 }
 
 /// What of some chunks has to be copied before they can go.
@@ -32,8 +37,8 @@ pub struct Gathered {
     pub basis: Applied,
     /// The blocks that are still mapped to them, in address order.
     pub sources: Vec<Mapped>,
-    /// Of the zeroes and holes they tell, those that are still true, in address order and apart from `sources`.
-    pub zeroes: Vec<ChunkExtent>,
+    /// Of the zeroes, holes and references they tell, those that are still true, in address order and apart from `sources`.
+    pub told: Vec<ChunkExtent>,
 }
 
 /// The order in which headers rebuild a table: the history by seq, a relocated chunk after its basis, later ones later.
@@ -60,6 +65,8 @@ pub struct Rebuild<'a> {
     table: &'a Table,
     upto: Applied,
     previous: Option<RebuildKey>,
+    /// Chunks that were referred to and are not there. No damage, if later chunks tell those blocks again.
+    missing: BTreeSet<u64>,
 }
 
 impl<'a> Rebuild<'a> {
@@ -76,7 +83,7 @@ impl<'a> Rebuild<'a> {
             table.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
             *applied = Applied::default();
         }
-        Ok(Self { table, upto, previous: None })
+        Ok(Self { table, upto, previous: None, missing: BTreeSet::new() })
     }
 
     /// Takes in the next chunk.
@@ -101,7 +108,7 @@ impl<'a> Rebuild<'a> {
             batch.put(&key::RELOCATED, key::encode_pair(newest, 0));
             table.lock_chunks().newest = newest;
         }
-        table.set_all(index, (self.upto.seq + 1, 0), batch)
+        table.set_all(index, (self.upto.seq + 1, 0), batch, Some(&mut self.missing))
     }
 
     /// Takes in a chunk of which nothing counts: dead at the end of the history, kept by snapshots that stand before that.
@@ -124,9 +131,18 @@ impl<'a> Rebuild<'a> {
     }
 
     /// Says how far the table is now. Numbers of relocated chunks up to `least` are taken for given.
+    ///
+    /// # Errors
+    /// [`TableError::ReferenceLost`], or the table fails.
     pub fn finish(self, least: u64) -> Result<(), TableError> {
         let mut applied = self.table.lock_applied();
         let mut batch = Batch::default();
+        for id in &self.missing {
+            if self.table.lock_chunks().used.contains_key(id) {
+                return Err(self.lost(*id)?);
+            }
+            batch.delete(&key::dead(*id));
+        }
         let newest = self.table.newest_relocated().max(least);
         if newest > 0 {
             batch.put(&key::RELOCATED, key::encode_pair(newest, self.table.swept_epoch()));
@@ -135,25 +151,49 @@ impl<'a> Rebuild<'a> {
         batch.put(&key::APPLIED, key::encode_applied(self.upto));
         self.table.kv.write(batch).map_err(|source| TableError::Engine { op: "writing", source })?;
         *applied = self.upto;
-        self.table.lock_chunks().applied = self.upto.seq;
+        let mut chunks = self.table.lock_chunks();
+        chunks.applied = self.upto.seq;
+        for id in &self.missing {
+            chunks.set_dead(*id, None);
+        }
         Ok(())
+    }
+
+    /// The error that blocks are mapped to the chunk `id`, which is not there.
+    fn lost(&self, id: u64) -> Result<TableError, TableError> {
+        let mut first = 0;
+        self.table.each_run(|run| {
+            let found = matches!(run.target, Target::Chunk { seq, .. } if seq == id);
+            if found {
+                first = run.lba;
+            }
+            !found
+        })?;
+        Ok(TableError::ReferenceLost { volume: self.table.volume, lba: first, id })
     }
 }
 
 impl Table {
-    /// What has to be copied of the chunks `victims`, all of them applied. Of zeroes and holes it may see what a chunk
-    /// applied meanwhile says: that does no harm, because that chunk comes after the basis and says it again.
+    /// What has to be copied of the chunks `victims`, all of them applied. It may see what a chunk applied meanwhile says: that
+    /// does no harm, because that chunk comes after the basis and says it again.
     pub fn gather(&self, victims: &[ChunkIndex]) -> Result<Gathered, TableError> {
         let basis = self.applied();
         let mut sources = Vec::new();
+        let mut references: Vec<ChunkExtent> = Vec::new();
         let mut ranges: Vec<(Lba, Lba)> = Vec::new();
         for victim in victims {
             let tells = self.with_usage(|used| used.get(&victim.name.seq).is_some_and(|usage| usage.tombs > 0));
             sources.extend(self.live_in(victim)?);
-            let zeroes = victim.extents.iter().filter(|extent| !matches!(extent.kind, ExtentKind::Data { .. }));
+            if tells {
+                references.extend(self.true_references(victim)?);
+            }
+            let zeroes = victim.extents.iter().filter(|e| matches!(e.kind, ExtentKind::Zero | ExtentKind::Hole));
             ranges.extend(zeroes.filter(|_| tells).map(|extent| (extent.lba, extent.lba + extent.blocks)));
         }
-        sources.sort_unstable_by_key(|run| run.lba);
+        let mut sources = disjoint(sources);
+        references.sort_unstable_by_key(|extent| extent.lba);
+        let references = disjoint(references.iter().map(mapped).collect());
+        let references = without(references.iter().filter_map(reference).collect(), &sources);
         ranges.sort_unstable();
         ranges.dedup_by(|next, last| {
             let joins = next.0 <= last.1;
@@ -163,7 +203,11 @@ impl Table {
             joins
         });
         let zeroes = without(self.zeroes_in(&ranges)?, &sources);
-        Ok(Gathered { basis, sources, zeroes })
+        let mut told = without(zeroes, &references.iter().map(mapped).collect::<Vec<_>>());
+        told.extend(references);
+        told.sort_unstable_by_key(|extent| extent.lba);
+        sources.shrink_to_fit();
+        Ok(Gathered { basis, sources, told })
     }
 
     /// Which blocks are still mapped to the chunk of `index`, in address order. Blocks are not forgotten while somebody
@@ -171,7 +215,14 @@ impl Table {
     pub fn live_in(&self, index: &ChunkIndex) -> Result<Vec<Mapped>, TableError> {
         let id = index.name.seq;
         let mut live: Vec<Mapped> = Vec::new();
-        let wanted: Vec<(u64, Lba, Lba)> = index.extents.iter().flat_map(data_leaves).collect();
+        let mut wanted: Vec<(u64, Lba, Lba)> = index.extents.iter().flat_map(data_leaves).collect();
+        if self.with_usage(|used| used.get(&id).is_some_and(|usage| usage.referred)) {
+            // These have blocks of it that its own header does not know.
+            let leaves = self.leaves_that_refer(id)?;
+            wanted.retain(|(leaf, ..)| leaves.binary_search(leaf).is_err());
+            wanted.extend(leaves.iter().map(|leaf| (*leaf, leaf * LEAF_BLOCKS, (leaf + 1) * LEAF_BLOCKS)));
+            wanted.sort_unstable();
+        }
         for part in wanted.chunks(LEAVES_AT_ONCE) {
             let keys: Vec<NumberKey> = part.iter().map(|(leaf, ..)| key::leaf(*leaf)).collect();
             let values = self.kv.get_many(&keys).map_err(|source| TableError::Engine { op: "reading", source })?;
@@ -218,7 +269,8 @@ impl Table {
     }
 
     /// Brings in a relocated chunk: its blocks, in order, are copies of `sources`, and each is mapped to the copy if it is
-    /// still mapped to the source. The zeroes and holes of the chunks `carried` are all told by it. One atomic batch.
+    /// still mapped to the source and that is not pinned. What the chunks `carried` tell beside their blocks is all told by it,
+    /// which counts only if no block was pinned: it may be told as a copy. One atomic batch.
     pub fn relocate(&self, index: &ChunkIndex, sources: &[Mapped], carried: &[u64]) -> Result<Moved, TableError> {
         let applied = self.lock_applied();
         let refused = |why| Err(TableError::OutOfOrder { applied: *applied, got: index.name, why });
@@ -242,7 +294,12 @@ impl Table {
         let mut moved = Moved::default();
         let mut change = Change::default();
         let mut batch = Batch::default();
-        let pieces = split_sources(index.name.seq, sources);
+        let mut pieces = split_sources(index.name.seq, sources);
+        pieces.retain(|piece| {
+            let stays = matches!(piece.source, Target::Chunk { seq, .. } if self.is_pinned(seq));
+            moved.pinned += if stays { u64::from(piece.blocks) } else { 0 };
+            !stays
+        });
         for part in pieces.chunk_by(|a, b| a.leaf == b.leaf).collect::<Vec<_>>().chunks(LEAVES_AT_ONCE) {
             let keys: Vec<NumberKey> = part.iter().map(|pieces| key::leaf(pieces[0].leaf)).collect();
             let values = self.kv.get_many(&keys).map_err(|source| TableError::Engine { op: "reading", source })?;
@@ -255,10 +312,11 @@ impl Table {
                 moved.blocks += sets.iter().map(|(_, blocks, _)| u64::from(*blocks)).sum::<u64>();
                 edits.push(LeafEdit { leaf: number, sets });
             }
-            self.edit_leaves(edits, &mut change, &mut batch)?;
+            self.edit_leaves(index.name.seq, edits, &mut change, &mut batch)?;
         }
         moved.missed = total - moved.blocks;
         change.add(index.name.seq, new_usage(index, moved.blocks as u32));
+        let carried = if moved.pinned == 0 { carried } else { &[] };
         carried.iter().for_each(|id| change.carry(*id));
         batch.put(&key::RELOCATED, key::encode_pair(index.name.seq, swept_epoch));
         self.commit(index, change, (applied.seq + 1, index.name.seq), None, batch)?;
@@ -279,19 +337,24 @@ impl Table {
         Ok(rebuild.finish(0)?)
     }
 
-    /// Compares the account of every chunk with the leaves. Reads the whole table.
+    /// Compares the account of every chunk and the back rows with the leaves. Reads the whole table.
     pub fn recount(&self) -> Result<(), TableError> {
         let _applied = self.lock_applied();
-        let mut live = std::collections::BTreeMap::<u64, u32>::new();
+        let mut live = BTreeMap::<u64, u32>::new();
+        let mut leaves = BTreeMap::<u64, BTreeSet<u64>>::new();
         let mut problem = None;
         self.kv
             .scan(&key::leaf(0), &key::leaf(u64::MAX), &mut |k, value| {
-                match decode_leaf(key::number(k).unwrap_or(0), value) {
-                    Ok(leaf) => leaf.runs().iter().for_each(|run| {
-                        if let Target::Chunk { seq, .. } = run.target {
-                            *live.entry(seq).or_default() += u32::from(run.blocks);
+                let number = key::number(k).unwrap_or(0);
+                match decode_leaf(number, value) {
+                    Ok(leaf) => {
+                        for run in leaf.runs() {
+                            if let Target::Chunk { seq, .. } = run.target {
+                                *live.entry(seq).or_default() += u32::from(run.blocks);
+                            }
                         }
-                    }),
+                        leaves.insert(number, chunks_of(&leaf).collect());
+                    }
                     Err(error) => problem = Some(error),
                 }
                 problem.is_none()
@@ -300,6 +363,7 @@ impl Table {
         if let Some(problem) = problem {
             return Err(problem);
         }
+        self.check_back_rows(&leaves)?;
         let chunks = self.lock_chunks().clone();
         let mut stored = Self::load_chunks(&*self.kv)?;
         stored.applied = chunks.applied;
@@ -328,25 +392,64 @@ fn data_leaves(extent: &ChunkExtent) -> impl Iterator<Item = (u64, Lba, Lba)> {
     })
 }
 
-/// `zeroes` but for the blocks of `sources`; both are in address order.
-fn without(zeroes: Vec<ChunkExtent>, sources: &[Mapped]) -> Vec<ChunkExtent> {
-    let mut left = Vec::with_capacity(zeroes.len());
+/// Where the blocks of a reference stand.
+fn mapped(extent: &ChunkExtent) -> Mapped {
+    let target = match extent.kind {
+        ExtentKind::Refer { seq, index } => Target::Chunk { seq, index },
+        _ => Target::Hole,
+    };
+    Mapped { lba: extent.lba, blocks: extent.blocks, target }
+}
+
+/// The reference that says so.
+fn reference(run: &Mapped) -> Option<ChunkExtent> {
+    let Target::Chunk { seq, index } = run.target else { return None };
+    Some(ChunkExtent { lba: run.lba, blocks: run.blocks, kind: ExtentKind::Refer { seq, index } })
+}
+
+/// `runs` in address order. Of blocks that were seen twice, because a chunk that refers to another one was applied between
+/// two looks, one is enough.
+fn disjoint(mut runs: Vec<Mapped>) -> Vec<Mapped> {
+    runs.sort_by_key(|run| run.lba);
+    let mut end = 0;
+    runs.retain_mut(|run| {
+        let known = end.max(run.lba) - run.lba;
+        if known >= run.blocks {
+            return false;
+        }
+        *run = Mapped { lba: run.lba + known, blocks: run.blocks - known, target: run.target.advanced(known as u16) };
+        end = run.lba + run.blocks;
+        true
+    });
+    runs
+}
+
+/// `told` but for the blocks of `sources`; both are in address order.
+fn without(told: Vec<ChunkExtent>, sources: &[Mapped]) -> Vec<ChunkExtent> {
+    let mut left = Vec::with_capacity(told.len());
     let mut at = 0;
-    for ChunkExtent { mut lba, blocks, kind } in zeroes {
-        let end = lba + blocks;
+    for ChunkExtent { lba: first, blocks, kind } in told {
+        let (mut lba, end) = (first, first + blocks);
+        let part = |lba: Lba, blocks: u64| {
+            let kind = match kind {
+                ExtentKind::Refer { seq, index } => ExtentKind::Refer { seq, index: index + (lba - first) as u16 },
+                kind => kind,
+            };
+            ChunkExtent { lba, blocks, kind }
+        };
         while sources.get(at).is_some_and(|run| run.lba + run.blocks <= lba) {
             at += 1;
         }
         let mut next = at;
         while let Some(run) = sources.get(next).filter(|run| run.lba < end) {
             if lba < run.lba {
-                left.push(ChunkExtent { lba, blocks: run.lba - lba, kind });
+                left.push(part(lba, run.lba - lba));
             }
             lba = run.lba + run.blocks;
             next += 1;
         }
         if lba < end {
-            left.push(ChunkExtent { lba, blocks: end - lba, kind });
+            left.push(part(lba, end - lba));
         }
     }
     left

@@ -70,6 +70,7 @@ pub fn simulate(table: &Table, volume_blocks: u64, mappings: u64, seed: u64) -> 
             stored: frames.end(),
             birth: seq,
             tombs: 0,
+            referred: false,
         };
         batch.put(&key::chunk(seq), key::encode_chunk(&name, &frames));
         batch.put(&key::usage(seq), key::encode_usage(&usage));

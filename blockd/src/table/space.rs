@@ -18,7 +18,7 @@ use crate::manifest::CheckpointPointer;
 /// What a chunk consists of and how much of that is still needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Payload blocks that some block of the volume is mapped to.
+    /// Blocks of the volume that are mapped to its payload. One that several are mapped to lives several times.
     pub live: u32,
     /// Payload blocks.
     pub total: u32,
@@ -26,16 +26,18 @@ pub struct Usage {
     pub stored: u64,
     /// The seq after which it is true: its own, or the basis of a relocated chunk.
     pub birth: u64,
-    /// Extents of zeroes and holes that nothing but its header tells. They make older chunks' blocks be forgotten when the
+    /// Rows of its header for zeroes, holes, and references to other chunks. They tell where blocks stand, and make older chunks' blocks be forgotten when the
     /// table is rebuilt from headers, so the chunk cannot go before they were told again by a newer one.
     pub tombs: u32,
+    /// Blocks are or were mapped to it by headers of other chunks: back rows lead to them.
+    pub referred: bool,
 }
 
 /// A chunk's preamble and what encryption adds to a header: envelope and tag.
 const TOMB_HEADER: u64 = 104 + 32 + 16;
 
 impl Usage {
-    /// Bytes that telling its zeroes and holes again costs, as a chunk of their own and encrypted: if that were thought to
+    /// Bytes that telling its zeroes, holes and references again costs, as a chunk of their own and encrypted: if that were thought to
     /// cost less than it does, such a chunk would seem to be worth writing again for ever.
     pub fn tomb_bytes(&self) -> u64 {
         if self.tombs == 0 { 0 } else { TOMB_HEADER + 16 * u64::from(self.tombs) }
@@ -43,6 +45,11 @@ impl Usage {
 
     /// The part of its bytes that is alive.
     pub fn live_bytes(&self) -> u64 {
+        self.copy_bytes().min(self.stored)
+    }
+
+    /// About the bytes that what lives in it takes after compaction, which gives each address a block of its own.
+    pub fn copy_bytes(&self) -> u64 {
         match self.total {
             0 => 0,
             total => (u128::from(self.stored) * u128::from(self.live) / u128::from(total)) as u64,
@@ -51,7 +58,7 @@ impl Usage {
 
     /// Bytes that compacting it frees.
     pub fn gain(&self) -> u64 {
-        self.stored.saturating_sub(self.live_bytes() + self.tomb_bytes())
+        self.stored.saturating_sub(self.copy_bytes() + self.tomb_bytes())
     }
 
     fn is_dead(&self) -> bool {
@@ -139,6 +146,8 @@ impl Origin {
 pub(super) struct Chunks {
     pub used: BTreeMap<u64, Usage>,
     pub dead: BTreeMap<u64, Dead>,
+    /// Those of `used` that back rows may lead from.
+    pub referred: BTreeSet<u64>,
     pub origin: Origin,
     /// The newest seq applied, for those who cannot wait for a chunk that is being applied.
     pub applied: u64,
@@ -179,9 +188,13 @@ impl Chunks {
     pub fn set_used(&mut self, id: u64, usage: Option<Usage>) {
         if let Some(old) = self.used.remove(&id) {
             self.count_used(id, &old, |a, b| a - b);
+            self.referred.remove(&id);
         }
         if let Some(usage) = usage {
             self.count_used(id, &usage, |a, b| a + b);
+            if usage.referred {
+                self.referred.insert(id);
+            }
             self.used.insert(id, usage);
         }
     }
@@ -202,13 +215,16 @@ impl Chunks {
     }
 
     /// Chunks whose only use are zeroes and holes that hide nothing any more, because no older chunk is left: the oldest
-    /// ones without data. Dead chunks count only while a snapshot at one of `held` keeps them: the others are deleted
-    /// first, being older.
-    pub fn pointless(&self, held: &[u64]) -> BTreeSet<u64> {
+    /// ones without data. A reference that is true names a chunk that is older and lives. Dead chunks count while a snapshot at one
+    /// of `held` keeps them, while they are `pinned`, since they may come back to life, and while a table at the present
+    /// position may refer to them: the others are deleted first, being older.
+    pub fn pointless(&self, held: &[u64], pinned: impl Fn(u64) -> bool) -> BTreeSet<u64> {
         let order = |id: u64, birth: u64| (birth, id & RELOCATED != 0, id);
         let snapshot = held.iter().max().copied().unwrap_or(0);
         let stays = |usage: &Usage| usage.live > 0 || usage.birth <= snapshot;
-        let kept = self.dead.iter().filter(|(_, dead)| dead.is_held(held)).map(|(id, dead)| order(*id, dead.birth));
+        let now = Position { seq: self.applied, relocated: self.newest };
+        let goes = |id: u64, dead: &Dead| dead.is_gone_at(now) && !dead.is_held(held) && !pinned(id);
+        let kept = self.dead.iter().filter(|(id, dead)| !goes(**id, dead)).map(|(id, dead)| order(*id, dead.birth));
         let living = self.used.iter().filter(|(_, usage)| stays(usage)).map(|(id, usage)| order(*id, usage.birth));
         let oldest = kept.chain(living).min();
         let empty = self.used.iter().filter(|(_, usage)| usage.live == 0);
@@ -226,8 +242,12 @@ pub(super) struct Change {
     gone: BTreeMap<u64, u32>,
     /// New chunks.
     added: BTreeMap<u64, Usage>,
-    /// Chunks whose zeroes and holes are told elsewhere now.
+    /// Chunks whose zeroes, holes and references are told elsewhere now.
     carried: BTreeSet<u64>,
+    /// Blocks that are mapped to a chunk by the header of another one.
+    referring: BTreeMap<u64, u32>,
+    /// Accounts, without those blocks, of chunks that were not in use.
+    revived: BTreeMap<u64, Usage>,
 }
 
 impl Change {
@@ -236,12 +256,27 @@ impl Change {
         *self.gone.entry(id).or_default() += blocks;
     }
 
+    /// `blocks` blocks are mapped to the chunk `id` by the header of another one.
+    pub fn refer(&mut self, id: u64, blocks: u32) {
+        *self.referring.entry(id).or_default() += blocks;
+    }
+
+    /// The chunks of which [`Change::refer`] was told.
+    pub fn referred(&self) -> impl Iterator<Item = u64> {
+        self.referring.keys().copied()
+    }
+
+    /// Accounts of those of them that are not in use.
+    pub fn revive(&mut self, revived: BTreeMap<u64, Usage>) {
+        self.revived = revived;
+    }
+
     /// A new chunk; `usage.live` of its blocks are mapped.
     pub fn add(&mut self, id: u64, usage: Usage) {
         self.added.insert(id, usage);
     }
 
-    /// The zeroes and holes of the chunk `id` need not be told by it any more.
+    /// The zeroes, holes and references of the chunk `id` need not be told by it any more.
     pub fn carry(&mut self, id: u64) {
         self.carried.insert(id);
     }
@@ -251,16 +286,22 @@ impl Change {
     /// batch is written, or the chunk whose count is wrong.
     pub fn settle(self, chunks: &Chunks, (death, relocated): (u64, u64), batch: &mut Batch) -> Result<Settled, u64> {
         let mut settled = Settled::default();
-        let touched: BTreeSet<u64> = self.gone.keys().chain(self.added.keys()).chain(&self.carried).copied().collect();
+        let touched = self.gone.keys().chain(self.added.keys()).chain(&self.carried).chain(self.referring.keys());
+        let touched: BTreeSet<u64> = touched.copied().collect();
         for id in touched {
             let known = chunks.used.get(&id);
-            let Some(mut usage) = self.added.get(&id).or(known).copied() else {
+            let revived = self.revived.get(&id);
+            let Some(mut usage) = self.added.get(&id).or(known).or(revived).copied() else {
                 // Carrying is a favour; a count that is wrong is not.
-                if self.gone.contains_key(&id) {
+                if self.gone.contains_key(&id) || self.referring.contains_key(&id) {
                     return Err(id);
                 }
                 continue;
             };
+            if let Some(blocks) = self.referring.get(&id) {
+                usage.live = usage.live.checked_add(*blocks).ok_or(id)?;
+                usage.referred = true;
+            }
             usage.live = usage.live.checked_sub(self.gone.get(&id).copied().unwrap_or(0)).ok_or(id)?;
             if self.carried.contains(&id) {
                 usage.tombs = 0;
@@ -274,10 +315,16 @@ impl Change {
                 if known.is_some() {
                     batch.delete(&key::usage(id));
                 }
+                if usage.referred {
+                    batch.delete_range(&key::back(id, 0), &key::back(id + 1, 0));
+                }
                 batch.put(&key::dead(id), key::encode_dead(&dead));
                 settled.dead.push((id, dead));
             } else {
                 batch.put(&key::usage(id), key::encode_usage(&usage));
+                if revived.is_some() {
+                    batch.delete(&key::dead(id));
+                }
                 settled.used.push((id, usage));
             }
         }
@@ -296,6 +343,7 @@ impl Settled {
     /// Carries it over into memory; the batch was written.
     pub fn done(self, chunks: &mut Chunks) {
         for (id, usage) in self.used {
+            chunks.set_dead(id, None);
             chunks.set_used(id, Some(usage));
         }
         for (id, dead) in self.dead {

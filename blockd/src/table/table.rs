@@ -1,6 +1,7 @@
 //! The table as its users see it.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use quick_cache::Weighter;
@@ -9,6 +10,7 @@ use quick_cache::sync::Cache;
 use super::kv::{Batch, FrozenFiles, Kv};
 use super::lookup::ChunkDirectory;
 use super::memory::MemKv;
+use super::pins::Pins;
 use super::rocks::Rocks;
 use super::space::{Chunks, Origin, Position, Space};
 use super::spans::ZeroSpans;
@@ -27,6 +29,10 @@ pub struct Table {
     /// Changed after the batch that says the same was written, while `applied` is held.
     pub(super) chunks: Mutex<Chunks>,
     pub(super) directories: Cache<u64, Arc<ChunkDirectory>, DirectoryWeight>,
+    /// Looked at with `applied` held by who moves blocks.
+    pub(super) pins: Arc<Pins>,
+    /// Whether its format says that there are or were references.
+    pub(super) refers: AtomicBool,
 }
 
 /// Sizes for status and metrics.
@@ -81,7 +87,7 @@ impl Table {
     }
 
     fn over(kv: Arc<dyn Kv>, directory_bytes: usize, volume: VolumeId) -> Result<Table, TableError> {
-        Self::claim(&*kv, volume)?;
+        let version = Self::claim(&*kv, volume)?;
         let failed = |source| TableError::Engine { op: "reading", source };
         let applied = match kv.get(&key::APPLIED).map_err(failed)? {
             None => Applied::default(),
@@ -112,6 +118,8 @@ impl Table {
             spans: RwLock::new(spans),
             chunks: Mutex::new(chunks),
             directories: Cache::with_weighter(items, directory_bytes as u64, DirectoryWeight),
+            pins: Arc::default(),
+            refers: AtomicBool::new(version >= key::REFER_VERSION),
         })
     }
 
@@ -158,21 +166,21 @@ impl Table {
         if sound { Ok(chunks) } else { Err(damaged("the account of a chunk")) }
     }
 
-    /// Checks that the entries are this volume's, or marks an empty store as such.
-    fn claim(kv: &dyn Kv, volume: VolumeId) -> Result<(), TableError> {
+    /// Checks that the entries are this volume's, or marks an empty store as such. Returns their version.
+    fn claim(kv: &dyn Kv, volume: VolumeId) -> Result<u32, TableError> {
         let reading = |source| TableError::Engine { op: "reading its format", source };
         if let Some(value) = kv.get(&key::FORMAT).map_err(reading)? {
             let (version, found) = key::decode_format(&value).ok_or(TableError::NotATable)?;
             if version < key::VERSION {
                 return Err(TableError::Older { found: version });
             }
-            if version > key::VERSION {
+            if version > key::REFER_VERSION {
                 return Err(TableError::Newer { found: version });
             }
             if found != volume {
                 return Err(TableError::Foreign { found, expected: volume });
             }
-            return Ok(());
+            return Ok(version);
         }
         let mut empty = true;
         kv.scan(&[], &[0xff; 16], &mut |_, _| {
@@ -184,10 +192,16 @@ impl Table {
             return Err(TableError::NotATable);
         }
         let mut batch = Batch::default();
-        batch.put(&key::FORMAT, key::encode_format(volume));
+        batch.put(&key::FORMAT, key::encode_format(volume, key::VERSION));
         kv.write(batch)
             .and_then(|()| kv.persist())
-            .map_err(|source| TableError::Engine { op: "writing its format", source })
+            .map_err(|source| TableError::Engine { op: "writing its format", source })?;
+        Ok(key::VERSION)
+    }
+
+    /// The version that its format says.
+    pub(super) fn version(&self) -> u32 {
+        if self.refers.load(Ordering::Relaxed) { key::REFER_VERSION } else { key::VERSION }
     }
 
     /// How far the chunk sequence has been applied.

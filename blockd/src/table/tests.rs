@@ -53,6 +53,7 @@ fn model_apply(cells: &mut [Target], index: &ChunkIndex) {
                 ExtentKind::Data { index: first } => Target::Chunk { seq: index.name.seq, index: first + i as u16 },
                 ExtentKind::Zero => Target::Zero,
                 ExtentKind::Hole => Target::Hole,
+                ExtentKind::Refer { seq, index } => Target::Chunk { seq, index: index + i as u16 },
             };
         }
     }
@@ -238,11 +239,11 @@ fn foreign_and_newer_tables_are_refused() {
     kv.write(batch).unwrap();
     assert!(matches!(Table::in_memory(kv.clone(), VOLUME), Err(TableError::NotATable)));
     let mut batch = Batch::default();
-    let mut format = key::encode_format(VOLUME);
-    format[8] = 3;
+    let mut format = key::encode_format(VOLUME, key::VERSION);
+    format[8] = 4;
     batch.put(&key::FORMAT, format);
     kv.write(batch).unwrap();
-    assert!(matches!(Table::in_memory(kv.clone(), VOLUME), Err(TableError::Newer { found: 3 })));
+    assert!(matches!(Table::in_memory(kv.clone(), VOLUME), Err(TableError::Newer { found: 4 })));
 }
 
 #[test]
@@ -260,7 +261,7 @@ fn the_stored_bytes_are_as_documented() {
     let applied = Applied { seq: 3, lsn: 0x0405 };
     assert_eq!(key::encode_applied(applied), *b"\x03\0\0\0\0\0\0\0\x05\x04\0\0\0\0\0\0");
     assert_eq!(
-        key::encode_format(VOLUME),
+        key::encode_format(VOLUME, key::VERSION),
         *b"BLKDTABL\x02\0\0\0\0\0\0\0\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05"
     );
     let mut frames = FrameDirectory::new(0x0203);
@@ -273,7 +274,7 @@ fn the_stored_bytes_are_as_documented() {
     );
     assert_eq!(key::decode_chunk(7, &key::encode_chunk(&name, &frames)).unwrap(), (name, frames));
     assert_eq!(key::usage(7), *b"U\0\0\0\0\0\0\0\x07");
-    let usage = Usage { live: 1, total: 2, stored: 3, birth: 4, tombs: 5 };
+    let usage = Usage { live: 1, total: 2, stored: 3, birth: 4, tombs: 5, referred: false };
     assert_eq!(
         key::encode_usage(&usage),
         *b"\x01\0\0\0\x02\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0"

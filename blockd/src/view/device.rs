@@ -121,6 +121,9 @@ impl Device for View {
     fn zero(&mut self, token: Token, _: u64, _: u64, _: bool, _: bool) {
         self.complete(token, Err(IoError::ReadOnly));
     }
+    fn copy(&mut self, token: Token, _: u64, _: u64, _: u64, _: bool) {
+        self.complete(token, Err(IoError::ReadOnly));
+    }
     fn trim(&mut self, token: Token, _: u64, _: u64, _: bool) {
         self.complete(token, Err(IoError::ReadOnly));
     }

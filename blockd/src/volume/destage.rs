@@ -15,11 +15,12 @@ use crate::chunk::{ChunkIndex, ChunkName};
 use crate::manifest::Durability;
 use crate::table::Space;
 use crate::types::{BLOCK, BLOCK_SIZE, Lsn};
+use crate::wal::format::{Record, RecordKind};
 use crate::wal::writer::Payload;
 
 /// Extents moved out of the dirty map per call of advance, so that requests are not held up.
 const PURGE_STEP: usize = 256;
-/// Most records in one chunk.
+/// Most records in one chunk, where references count twice.
 const CHUNK_RECORDS_MAX: usize = 32_768;
 /// Chunks on their way at once when flushes wait for the bucket; the most there may ever be.
 pub(crate) const OBJECT_PUTS_MAX: usize = 16;
@@ -184,7 +185,9 @@ impl Volume {
             if !frame.records.is_empty() {
                 oldest_us = oldest_us.min(frame.time_us);
                 bytes += u64::from(frame.blocks) * BLOCK_SIZE;
-                records += frame.records.len();
+                // A reference takes two rows of a chunk's header, which has a limit.
+                let refers = |record: &&Record| matches!(record.kind, RecordKind::Refer { .. });
+                records += frame.records.len() + frame.records.iter().filter(refers).count();
                 last_lsn = frame.last_lsn();
                 frames.push(FrameInput {
                     first_lsn: frame.first_lsn,
@@ -308,6 +311,7 @@ impl Volume {
                 return;
             }
             self.purged_lsn = upto;
+            self.unpin(upto);
         }
         self.log.release(self.purged_lsn);
     }

@@ -26,6 +26,9 @@ impl Device for Volume {
     fn zero(&mut self, token: Token, offset: u64, len: u64, fua: bool, no_hole: bool) {
         self.zero(token, offset, len, fua, no_hole);
     }
+    fn copy(&mut self, token: Token, from: u64, to: u64, len: u64, fua: bool) {
+        self.copy(token, from, to, len, fua);
+    }
     fn trim(&mut self, token: Token, offset: u64, len: u64, fua: bool) {
         self.trim(token, offset, len, fua);
     }

@@ -19,6 +19,13 @@ pub enum Source {
         /// Counts as allocated.
         allocated: bool,
     },
+    /// What stands in a chunk, in the payload blocks from `index` on.
+    Refer {
+        /// The chunk's sequence number.
+        seq: u64,
+        /// Payload index of the first block.
+        index: u16,
+    },
 }
 
 impl Source {
@@ -26,6 +33,8 @@ impl Source {
     fn skip(self, blocks: u64) -> Source {
         match self {
             Source::Log { frame, block } => Source::Log { frame, block: block + blocks as u32 },
+            // Within the chunk's payload: checked where the reference was made or decoded.
+            Source::Refer { seq, index } => Source::Refer { seq, index: index + blocks as u16 },
             zero => zero,
         }
     }

@@ -10,6 +10,7 @@ use super::api::{Completion, Effect, IoError, LogIo, Outcome, Token};
 use super::block_cache::BlockCache;
 use super::checkpoint::Checkpoints;
 use super::compact::{Compact, CompactionTuning};
+use super::copy::{CopyReply, PendingCopy};
 use super::destage::Destage;
 use super::dirty::DirtyMap;
 use super::job::{Backend, Done, JobDone, Stopped};
@@ -19,6 +20,7 @@ use super::stats::VolumeStats;
 use super::write::{Append, Ticket};
 use crate::chunk::Codec;
 use crate::manifest::Durability;
+use crate::table::Pin;
 use crate::types::{BLOCK, BLOCK_SIZE, Lsn, VolumeId};
 use crate::wal::writer::LogWriter;
 
@@ -119,6 +121,12 @@ pub struct Volume {
     /// Appends that wait for room in the log.
     pub(super) waiting: VecDeque<Append>,
     pub(super) reads: HashMap<u64, PendingRead>,
+    /// Copies that wait for what stands at their sources.
+    pub(super) copies: HashMap<u64, PendingCopy>,
+    /// Who waits for copies, but for the driver.
+    pub(super) replies: HashMap<Token, CopyReply>,
+    /// The chunks that references in the dirty map name, by LSN.
+    pub(super) pins: VecDeque<(Lsn, Pin)>,
     pub(super) readahead: Readahead,
     pub(super) next_id: u64,
     pub(super) destage: Destage,
@@ -269,8 +277,15 @@ impl Volume {
 
     /// The next thing the driver has to do.
     pub fn next_effect(&mut self) -> Option<Effect> {
-        if let Some(effect) = self.effects.pop_front() {
-            return Some(effect);
+        while let Some(effect) = self.effects.pop_front() {
+            match effect {
+                Effect::Complete(done) if !self.replies.is_empty() => {
+                    if let Some(done) = self.reply(done) {
+                        return Some(Effect::Complete(done));
+                    }
+                }
+                effect => return Some(effect),
+            }
         }
         if self.log_ios.is_empty() {
             return None;
@@ -440,6 +455,7 @@ impl Volume {
             Done::Applied { seq, result } => self.chunk_applied(seq, result),
             Done::Read { id, result } => self.read_done(id, result),
             Done::Prefetched { id, result } => self.prefetch_done(id, result),
+            Done::Resolved { id, result } => self.resolved(id, result),
             Done::Extents { token, result } => {
                 self.complete(token, result.map(Outcome::Extents).map_err(IoError::Read));
             }

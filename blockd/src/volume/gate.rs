@@ -16,6 +16,7 @@ enum Request {
     Write { offset: u64, data: AlignedBuf, len: usize, fua: bool },
     CompareWrite { offset: u64, expected: Vec<u8>, data: Vec<u8>, fua: bool },
     Zero { offset: u64, len: u64, fua: bool, no_hole: bool },
+    Copy { from: u64, to: u64, len: u64, fua: bool },
     Trim { offset: u64, len: u64, fua: bool },
     Flush,
     Extents { offset: u64, len: u64, max: usize },
@@ -61,6 +62,10 @@ impl Gate {
 
     pub fn hold_zero(&mut self, token: Token, offset: u64, len: u64, fua: bool, no_hole: bool) {
         self.requests.push((token, Request::Zero { offset, len, fua, no_hole }));
+    }
+
+    pub fn hold_copy(&mut self, token: Token, (from, to): (u64, u64), len: u64, fua: bool) {
+        self.requests.push((token, Request::Copy { from, to, len, fua }));
     }
 
     pub fn hold_trim(&mut self, token: Token, offset: u64, len: u64, fua: bool) {
@@ -123,6 +128,7 @@ impl Volume {
                 self.compare_write(token, offset, expected, data, fua);
             }
             Request::Zero { offset, len, fua, no_hole } => self.zero(token, offset, len, fua, no_hole),
+            Request::Copy { from, to, len, fua } => self.copy(token, from, to, len, fua),
             Request::Trim { offset, len, fua } => self.trim(token, offset, len, fua),
             Request::Flush => self.flush(token),
             Request::Extents { offset, len, max } => self.extents(token, offset, len, max),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::api::{Allocation, Completion, ExtentStatus, Token};
 use super::compact::{Deleted, Failure, Round};
+use super::copy::Resolved;
 use super::dirty::{DirtyMap, Source};
 use super::snapshot::SnapshotDone;
 use crate::buf::{AlignedBuf, Slice};
@@ -16,7 +17,7 @@ use crate::checkpoint::{CheckpointError, Made};
 use crate::chunk::{BlockReader, Chunk, ChunkDraft, ChunkIndex, ChunkName, Codec, Piece, ReadError};
 use crate::crypt::Keys;
 use crate::store::{ObjectStore, PutMode, StoreErrorKind};
-use crate::table::{Space, Table};
+use crate::table::{Mapped, Pin, Space, Table, Target};
 use crate::types::{BLOCK, BLOCK_SIZE, Lba, Lsn};
 use crate::wal::device::LogDevice;
 use crate::wal::format::{Record, RecordKind};
@@ -26,7 +27,7 @@ use crate::wal::writer::{LoggedPayload, Payload};
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Pause before the blocks that a sub-block write needs are asked for again.
-const FETCH_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const FETCH_PAUSE: Duration = Duration::from_millis(200);
 
 /// Output of a [`super::Job`].
 #[derive(Debug)]
@@ -64,6 +65,10 @@ pub(super) enum Done {
     Prefetched {
         id: u64,
         result: Result<Fetched, FetchError>,
+    },
+    Resolved {
+        id: u64,
+        result: Result<Vec<Resolved>, FetchError>,
     },
     Segment {
         segment: u32,
@@ -413,6 +418,11 @@ impl Backend {
                 own.copy_from_slice(&bytes);
                 Ok(Vec::new())
             }
+            From::Chunk(pin, index) => {
+                let target = Target::Chunk { seq: pin.chunk(), index };
+                self.reader.read_mapped(0, &[Mapped { lba: 0, blocks: part.blocks as u64, target }], own).await?;
+                Ok(Vec::new())
+            }
         }
     }
 
@@ -495,6 +505,8 @@ pub(super) struct Missing {
 pub(super) enum From {
     Table(Lba),
     Log(LoggedPayload),
+    /// Payload blocks of a chunk, from this index on. The pin is for as long as they are being read.
+    Chunk(Pin, u16),
 }
 
 /// Exponential pauses with jitter, from 50 ms to [`RETRY_MAX`].
@@ -524,6 +536,7 @@ fn build(input: &ChunkInput, device: &dyn LogDevice, keys: Option<&Keys>) -> Res
             let source = match record.kind {
                 RecordKind::Data { at } => Source::Log { frame: number as u64, block: at },
                 RecordKind::Zero { allocated } => Source::Zero { allocated },
+                RecordKind::Refer { seq, index } => Source::Refer { seq, index },
             };
             newest.insert(record.lba, record.blocks, lsn, source);
         }
@@ -543,6 +556,7 @@ fn build(input: &ChunkInput, device: &dyn LogDevice, keys: Option<&Keys>) -> Res
     for (lba, blocks, source) in newest.iter() {
         match source {
             Source::Zero { allocated } => pieces.push(Piece::Zero { lba, blocks, allocated }),
+            Source::Refer { seq, index } => pieces.push(Piece::Refer { lba, blocks, seq, index }),
             Source::Log { frame, block } => {
                 let mut lba = lba;
                 let (mut from, mut left) = (block as usize * BLOCK, blocks as usize * BLOCK);

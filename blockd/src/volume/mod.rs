@@ -23,6 +23,8 @@ mod clone;
 #[cfg(feature = "engine")]
 mod compact;
 #[cfg(feature = "engine")]
+mod copy;
+#[cfg(feature = "engine")]
 mod destage;
 #[cfg(feature = "engine")]
 mod device;
@@ -73,6 +75,8 @@ pub use clone::{CloneBegun, CloneOrder, begin_clone, finish_clone, give_up_clone
 #[cfg(feature = "engine")]
 pub use compact::CompactionTuning;
 #[cfg(feature = "engine")]
+pub use copy::CopyReply;
+#[cfg(feature = "engine")]
 pub(crate) use destage::OBJECT_PUTS_MAX;
 #[cfg(feature = "engine")]
 pub use engine::{Tuning, Volume, WallClock};
@@ -99,7 +103,7 @@ pub use snapshot::{SnapshotError, SnapshotOrder, SnapshotReply};
 #[cfg(feature = "engine")]
 pub use stats::VolumeStats;
 #[cfg(feature = "engine")]
-pub use stranded::{Stranded, StrandedWrite};
+pub use stranded::{Stranded, StrandedKind, StrandedWrite};
 
 /// Without the engine nobody hands out jobs.
 #[cfg(not(feature = "engine"))]

@@ -1,6 +1,6 @@
 //! Opening a volume: ownership, the translation table, and the replay of the log over it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -353,11 +353,22 @@ impl Volume {
         segments: u32,
     ) -> Result<Volume, OpenError> {
         let mut dirty = DirtyMap::default();
+        let mut pins = VecDeque::new();
         for (number, frame) in (1..).zip(&recovered.frames) {
             for (lsn, record) in (frame.header.first_lsn..).zip(&frame.header.records) {
                 let source = match record.kind {
                     RecordKind::Data { at } => Source::Log { frame: number, block: at },
                     RecordKind::Zero { allocated } => Source::Zero { allocated },
+                    // The table knows it.
+                    RecordKind::Refer { .. } if lsn <= state.lsn => continue,
+                    RecordKind::Refer { seq, index } => {
+                        // Nothing is moved or deleted yet, and nothing will be before the table knows of this.
+                        if !table.knows(seq) {
+                            return Err(TableError::Unlisted { id: seq }.into());
+                        }
+                        pins.push_back((lsn, table.pin(seq)));
+                        Source::Refer { seq, index }
+                    }
                 };
                 dirty.insert(record.lba, record.blocks, lsn, source);
             }
@@ -421,6 +432,9 @@ impl Volume {
             tickets: HashMap::new(),
             waiting: Default::default(),
             reads: HashMap::new(),
+            copies: HashMap::new(),
+            replies: HashMap::new(),
+            pins,
             readahead: Default::default(),
             next_id: 0,
             destage: Destage::new(state.seq, state.lsn),

@@ -231,6 +231,9 @@ impl Volume {
                     }
                 },
                 Some((_, Source::Zero { .. })) => parts.have_hole(piece.blocks),
+                Some((_, Source::Refer { seq, index })) => {
+                    parts.miss(piece.blocks, From::Chunk(self.backend.table.pin(seq), index));
+                }
                 None => {
                     let (mut lba, end) = (piece.lba, piece.lba + piece.blocks);
                     while lba < end {
@@ -269,7 +272,7 @@ impl Volume {
             .iter()
             .filter_map(|m| match m.from {
                 From::Table(lba) => Some((lba, m.blocks as u64, m.at)),
-                From::Log(_) => None,
+                From::Log(_) | From::Chunk(..) => None,
             })
             .collect();
         let id = self.id_for();
@@ -300,6 +303,7 @@ impl Volume {
                 out.resize(out.len() + len, 0);
                 Some(vec![(0, len)])
             }
+            Some((_, Source::Refer { .. })) => None,
             None => {
                 out.extend_from_slice(&self.cache.get(lba)?[range]);
                 Some(Vec::new())
@@ -315,6 +319,7 @@ impl Volume {
                 Payload::Logged(payload) => return Err(From::Log(payload)),
             },
             Some((_, Source::Zero { .. })) => own.fill(0),
+            Some((_, Source::Refer { seq, index })) => return Err(From::Chunk(self.backend.table.pin(seq), index)),
             None => own.copy_from_slice(self.cache.get(lba).ok_or(From::Table(lba))?),
         }
         Ok(())
@@ -332,7 +337,7 @@ impl Volume {
         pins
     }
 
-    fn unpin_all(&mut self, pins: &[u64]) {
+    pub(super) fn unpin_all(&mut self, pins: &[u64]) {
         for &frame in pins {
             self.log.unpin(frame);
         }
@@ -509,7 +514,7 @@ impl Volume {
                 Some((_, source)) => ExtentPart::Known {
                     blocks: piece.blocks,
                     allocation: match source {
-                        Source::Log { .. } => Allocation::Data,
+                        Source::Log { .. } | Source::Refer { .. } => Allocation::Data,
                         Source::Zero { allocated: true } => Allocation::Zero,
                         Source::Zero { allocated: false } => Allocation::Hole,
                     },

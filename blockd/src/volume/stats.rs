@@ -29,6 +29,15 @@ pub struct VolumeStats {
     pub flushes: u64,
     /// Trim and zero requests.
     pub trims: u64,
+    /// Copy requests.
+    #[serde(default)]
+    pub copies: u64,
+    /// Bytes of them.
+    #[serde(default)]
+    pub copied_bytes: u64,
+    /// Blocks of copies that refer to what was there, instead of being written.
+    #[serde(default)]
+    pub referred_blocks: u64,
     /// Bytes read by clients.
     pub read_bytes: u64,
     /// Bytes written by clients.

@@ -75,8 +75,25 @@ pub struct StrandedWrite {
     pub offset: u64,
     /// Bytes.
     pub len: u64,
-    /// Content, or that the range reads as zeroes since.
-    pub data: bool,
+    /// What it did.
+    pub kind: StrandedKind,
+}
+
+/// What a stranded write did to its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StrandedKind {
+    /// It was written; the log has the content.
+    Data,
+    /// It reads as zeroes since.
+    Zeroes,
+    /// It is a copy by reference: its content is that of the payload of the chunk `seq` of the volume, from block `index` on.
+    /// The chunk may be gone by now, since whoever has the volume knows nothing of this.
+    Copy {
+        /// The chunk's sequence number.
+        seq: u64,
+        /// Payload index of the first block.
+        index: u16,
+    },
 }
 
 impl Stranded {
@@ -130,14 +147,19 @@ impl Stranded {
                     RecordKind::Data { at } => {
                         Some(LoggedPayload::new(segment, offset, sums.clone(), at as usize, record.blocks as usize))
                     }
-                    RecordKind::Zero { .. } => None,
+                    RecordKind::Zero { .. } | RecordKind::Refer { .. } => None,
+                };
+                let kind = match record.kind {
+                    RecordKind::Data { .. } => StrandedKind::Data,
+                    RecordKind::Zero { .. } => StrandedKind::Zeroes,
+                    RecordKind::Refer { seq, index } => StrandedKind::Copy { seq, index },
                 };
                 let write = StrandedWrite {
                     lsn,
                     time_ms,
                     offset: record.lba * BLOCK_SIZE,
                     len: record.blocks * BLOCK_SIZE,
-                    data: payload.is_some(),
+                    kind,
                 };
                 (write, payload)
             };
@@ -146,7 +168,7 @@ impl Stranded {
         self.frames.iter().flat_map(of_frame).filter(|(write, _)| write.lsn > self.bucket_lsn)
     }
 
-    /// Hands out every write with its content, if it has any, in order.
+    /// Hands out every write in order, with its content where the log has that.
     ///
     /// # Errors
     /// The log cannot be read or does not hold what it held; or whatever `take` says.

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::api::{IoError, Outcome, Token, WriteData};
+use super::copy::Copying;
 use super::dirty::Source;
 use super::engine::{Ack, State, Volume, blocks_of, within_block};
 use super::job::{Done, FetchError, From as Origin, Missing};
@@ -27,6 +28,7 @@ pub(super) enum Append {
     Data { ticket: u64, lba: Lba, data: Slice },
     Zero { ticket: u64, lba: Lba, blocks: u64, allocated: bool },
     Merge(Merge),
+    Copy(Box<Copying>),
 }
 
 /// A sub-block write: merged with the rest of its blocks at the moment it is appended.
@@ -46,13 +48,15 @@ impl Append {
         match self {
             Append::Data { ticket, .. } | Append::Zero { ticket, .. } => *ticket,
             Append::Merge(merge) => merge.ticket,
+            Append::Copy(copy) => copy.ticket,
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
             Append::Data { data, .. } => data.len(),
-            Append::Zero { .. } => 0,
+            // Of a copy, what has to be written is counted when it is known.
+            Append::Zero { .. } | Append::Copy(_) => 0,
             Append::Merge(merge) => merge.data.len() + 2 * BLOCK,
         }
     }
@@ -65,7 +69,7 @@ impl Volume {
         id
     }
 
-    fn refuse(&mut self, token: Token, offset: u64, len: u64) -> bool {
+    pub(super) fn refuse(&mut self, token: Token, offset: u64, len: u64) -> bool {
         let error = if !self.in_range(offset, len) { Some(IoError::OutOfRange) } else { self.write_error() };
         if let Some(error) = error {
             self.complete(token, Err(error));
@@ -117,7 +121,7 @@ impl Volume {
         }
     }
 
-    fn record_blocks_max(&self) -> usize {
+    pub(super) fn record_blocks_max(&self) -> usize {
         RECORD_BLOCKS_MAX.min(self.log.frame_blocks_max())
     }
 
@@ -264,7 +268,7 @@ impl Volume {
         self.paced(bytes)
     }
 
-    fn paced(&mut self, bytes: usize) -> bool {
+    pub(super) fn paced(&mut self, bytes: usize) -> bool {
         let (used, capacity) = self.log.usage();
         self.paced_until = self.pacer.admit(self.now_us, bytes, used as f64 / capacity as f64);
         self.paced_until.is_none()
@@ -285,7 +289,7 @@ impl Volume {
     }
 
     /// Makes the open frame take `blocks` more payload blocks, sealing it if need be.
-    fn make_room(&mut self, blocks: usize) -> bool {
+    pub(super) fn make_room(&mut self, blocks: usize) -> bool {
         if blocks > self.record_blocks_max() {
             return false;
         }
@@ -296,7 +300,7 @@ impl Volume {
     }
 
     /// Appends, or gives back what cannot be appended yet. A merge that must fetch its blocks first counts as taken.
-    fn append(&mut self, append: Append) -> Option<Append> {
+    pub(super) fn append(&mut self, append: Append) -> Option<Append> {
         match append {
             Append::Data { ticket, lba, data } => {
                 let blocks = data.len() / BLOCK;
@@ -317,17 +321,18 @@ impl Volume {
                 self.part_appended(ticket, placed.lsn);
             }
             Append::Merge(merge) => return self.append_merge(merge),
+            Append::Copy(copy) => return self.append_copy(copy),
         }
         None
     }
 
-    fn note(&mut self, lba: Lba, blocks: u64, lsn: Lsn, source: Source) {
+    pub(super) fn note(&mut self, lba: Lba, blocks: u64, lsn: Lsn, source: Source) {
         self.dirty.insert(lba, blocks, lsn, source);
         self.cache.forget(lba, blocks);
         self.last_append_us = self.now_us;
     }
 
-    fn part_appended(&mut self, id: u64, lsn: Lsn) {
+    pub(super) fn part_appended(&mut self, id: u64, lsn: Lsn) {
         let Some(ticket) = self.tickets.get_mut(&id) else { return };
         ticket.parts -= 1;
         if ticket.parts == 0

@@ -1,4 +1,4 @@
-//! On-disk layout of the write-ahead log, version 1. Pure encoding and decoding; no I/O.
+//! On-disk layout of the write-ahead log, versions 1 and 2. Pure encoding and decoding; no I/O.
 //!
 //! A segment is one file of fixed size. Block 0 is a [`SegmentHeader`]; frames follow, each starting at a block
 //! boundary: one or more header blocks, then the payload blocks. All integers are little-endian.
@@ -14,8 +14,10 @@ use crate::types::{BLOCK, Lba, Lsn, VolumeId};
 pub const SEGMENT_MAGIC: [u8; 8] = *b"BLKDWAL\0";
 /// First bytes of a frame header.
 pub const FRAME_MAGIC: [u8; 4] = *b"BLKF";
-/// The layout this code writes and the only one it reads.
+/// The layout of segment headers, and of frames that hold no references.
 pub const VERSION: u16 = 1;
+/// The layout of frames that hold references, so that a program that does not know them says so.
+pub const REFER_VERSION: u16 = 2;
 /// Most payload blocks in one frame: 4 MiB.
 pub const FRAME_BLOCKS_MAX: usize = 1024;
 /// Most records in one frame.
@@ -178,9 +180,17 @@ pub enum RecordKind {
         /// Counts as allocated.
         allocated: bool,
     },
+    /// A copy by reference: they are what this and the following payload blocks of a chunk of the volume hold. At most
+    /// 65,535 blocks.
+    Refer {
+        /// The chunk's sequence number.
+        seq: u64,
+        /// Payload index of the first block.
+        index: u16,
+    },
 }
 
-/// One accepted write, trim or zero. Its LSN is the frame's first LSN plus its index.
+/// One accepted write, trim, zero or copy. Its LSN is the frame's first LSN plus its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     /// First block.
@@ -206,6 +216,8 @@ const _: () = assert!(RECORD_BYTES == 24);
 const KIND_DATA: u8 = 1;
 const KIND_TRIM: u8 = 2;
 const KIND_ZERO: u8 = 3;
+/// `blocks` is the chunk's sequence number then, and `at` the index and, above it, the number of blocks.
+const KIND_REFER: u8 = 4;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -276,9 +288,10 @@ impl FrameHeader {
         let blocks = self.header_blocks();
         assert!(out.len() == blocks * BLOCK, "frame header buffer has the wrong size");
         assert!(self.records.len() <= FRAME_RECORDS_MAX && self.sums.len() <= FRAME_BLOCKS_MAX);
+        let refers = self.records.iter().any(|record| matches!(record.kind, RecordKind::Refer { .. }));
         let raw = RawFrameHeader {
             magic: FRAME_MAGIC,
-            version: VERSION.into(),
+            version: if refers { REFER_VERSION } else { VERSION }.into(),
             header_blocks: (blocks as u16).into(),
             generation: self.generation.into(),
             offset: self.offset.into(),
@@ -293,18 +306,17 @@ impl FrameHeader {
         out[..FRAME_FIXED].copy_from_slice(raw.as_bytes());
         let mut at = FRAME_FIXED;
         for record in &self.records {
-            let (kind, payload) = match record.kind {
-                RecordKind::Data { at } => (KIND_DATA, at),
-                RecordKind::Zero { allocated: false } => (KIND_TRIM, 0),
-                RecordKind::Zero { allocated: true } => (KIND_ZERO, 0),
+            let (kind, blocks, payload) = match record.kind {
+                RecordKind::Data { at } => (KIND_DATA, record.blocks, at),
+                RecordKind::Zero { allocated: false } => (KIND_TRIM, record.blocks, 0),
+                RecordKind::Zero { allocated: true } => (KIND_ZERO, record.blocks, 0),
+                RecordKind::Refer { seq, index } => {
+                    assert!(record.blocks <= u64::from(u16::MAX), "a reference lies within one chunk");
+                    (KIND_REFER, seq, u32::from(index) | (record.blocks as u32) << 16)
+                }
             };
-            let raw = RawRecord {
-                lba: record.lba.into(),
-                blocks: record.blocks.into(),
-                at: payload.into(),
-                kind,
-                pad: [0; 3],
-            };
+            let raw =
+                RawRecord { lba: record.lba.into(), blocks: blocks.into(), at: payload.into(), kind, pad: [0; 3] };
             out[at..at + RECORD_BYTES].copy_from_slice(raw.as_bytes());
             at += RECORD_BYTES;
         }
@@ -355,8 +367,9 @@ impl FrameHeader {
         if hasher.digest() != raw.checksum.get() {
             return Err(FormatError::Absent);
         }
-        if raw.version.get() != VERSION {
-            return Err(FormatError::Newer(raw.version.get()));
+        let version = raw.version.get();
+        if version != VERSION && version != REFER_VERSION {
+            return Err(FormatError::Newer(version));
         }
         let count = raw.records.get() as usize;
         let payload = raw.payload_blocks.get() as usize;
@@ -370,15 +383,21 @@ impl FrameHeader {
         let mut records = Vec::with_capacity(count);
         for bytes in rest[..count * RECORD_BYTES].chunks_exact(RECORD_BYTES) {
             let raw = RawRecord::ref_from_bytes(bytes).map_err(|_| FormatError::Absent)?;
-            let at = raw.at.get();
+            let (at, lba) = (raw.at.get(), raw.lba.get());
             let in_payload = u64::from(at).checked_add(raw.blocks.get()).is_some_and(|end| end <= payload as u64);
-            let kind = match raw.kind {
-                KIND_DATA if in_payload => RecordKind::Data { at },
-                KIND_TRIM => RecordKind::Zero { allocated: false },
-                KIND_ZERO => RecordKind::Zero { allocated: true },
+            let (kind, blocks) = match raw.kind {
+                KIND_DATA if in_payload => (RecordKind::Data { at }, raw.blocks.get()),
+                KIND_TRIM => (RecordKind::Zero { allocated: false }, raw.blocks.get()),
+                KIND_ZERO => (RecordKind::Zero { allocated: true }, raw.blocks.get()),
+                KIND_REFER if version == REFER_VERSION => {
+                    let (seq, index, blocks) = (raw.blocks.get(), at as u16, at >> 16);
+                    if seq == 0 || seq == u64::MAX || u32::from(index) + blocks > u32::from(u16::MAX) {
+                        return Err(FormatError::Absent);
+                    }
+                    (RecordKind::Refer { seq, index }, u64::from(blocks))
+                }
                 _ => return Err(FormatError::Absent),
             };
-            let (lba, blocks) = (raw.lba.get(), raw.blocks.get());
             if blocks == 0 || lba.checked_add(blocks).is_none_or(|end| end > u64::MAX / BLOCK as u64) {
                 return Err(FormatError::Absent);
             }
@@ -440,6 +459,34 @@ mod tests {
             assert_eq!(FrameHeader::decode(&bytes, 8, 8192), Err(FormatError::Absent), "another generation");
             assert_eq!(FrameHeader::decode(&bytes, 7, 4096), Err(FormatError::Absent), "another place");
         }
+    }
+
+    #[test]
+    fn references_make_a_frame_of_version_2() {
+        let refer = |lba, blocks, seq, index| Record { lba, blocks, kind: RecordKind::Refer { seq, index } };
+        let records = vec![refer(1 << 50, 65_000, 1 << 63 | 9, 535), refer(3, 1, 1, 0)];
+        let referring = FrameHeader { records, ..header(0, 0) };
+        let mut bytes = vec![0; BLOCK];
+        referring.encode(&mut bytes);
+        assert_eq!(bytes[4], 2);
+        assert_eq!(FrameHeader::decode(&bytes, 7, 8192).unwrap(), referring);
+        let resummed = |bytes: &mut [u8]| {
+            bytes[CHECKSUM_AT..CHECKSUM_AT + 8].fill(0);
+            let sum = xxh3_64_with_seed(bytes, 7);
+            bytes[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(&sum.to_le_bytes());
+        };
+        for (at, value, expected) in [(4, 1, FormatError::Absent), (4, 3, FormatError::Newer(3))] {
+            let mut bytes = bytes.clone();
+            bytes[at] = value;
+            resummed(&mut bytes);
+            assert_eq!(FrameHeader::decode(&bytes, 7, 8192), Err(expected));
+        }
+        for bad in [refer(3, 1, 0, 0), refer(3, 1, u64::MAX, 0), refer(3, 0, 1, 0), refer(3, 65_001, 1, 535)] {
+            FrameHeader { records: vec![bad], ..header(0, 0) }.encode(&mut bytes);
+            assert_eq!(FrameHeader::decode(&bytes, 7, 8192), Err(FormatError::Absent));
+        }
+        FrameHeader { records: vec![refer(3, 1, 1, 65_534)], ..header(0, 0) }.encode(&mut bytes);
+        assert!(FrameHeader::decode(&bytes, 7, 8192).is_ok());
     }
 
     #[test]

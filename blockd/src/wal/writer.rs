@@ -464,6 +464,11 @@ impl LogWriter {
         self.append_record(Record { lba, blocks, kind: RecordKind::Zero { allocated } }, 0)
     }
 
+    /// Adds a reference to `blocks` payload blocks of the chunk `seq`, from `index` on.
+    pub fn append_refer(&mut self, lba: Lba, blocks: u64, seq: u64, index: u16) -> Placed {
+        self.append_record(Record { lba, blocks, kind: RecordKind::Refer { seq, index } }, 0)
+    }
+
     fn append_record(&mut self, record: Record, block: u32) -> Placed {
         self.open.records.push(record);
         let lsn = self.next_lsn;

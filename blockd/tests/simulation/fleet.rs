@@ -37,7 +37,7 @@ use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK_SIZE, Lsn, VolumeId};
 use blockd::volume::{
     Blocking, CompactionTuning, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenError, OpenReport, Outcome, Parts,
-    ReadNow, Stranded, Token, Tuning, Volume, WriteData,
+    ReadNow, Stranded, StrandedKind, Token, Tuning, Volume, WriteData,
 };
 use bytes::Bytes;
 use rand::rngs::SmallRng;
@@ -468,6 +468,11 @@ impl Host {
         let replayed = stranded.replay(self.disk.as_ref(), |write, bytes| {
             let from = (write.offset / SECTOR as u64) as usize;
             match bytes {
+                // The log does not say more.
+                None if matches!(write.kind, StrandedKind::Copy { .. }) => {
+                    let to = from + (write.len / SECTOR as u64) as usize;
+                    state[from..to].copy_from_slice(&then(write.lsn)[from..to]);
+                }
                 Some(bytes) => {
                     for (i, sector) in bytes.chunks(SECTOR).enumerate() {
                         state[from + i] = value_of(sector);
@@ -606,6 +611,9 @@ impl Host {
         }
         self.owes = Some(Debt { epoch: serving.epoch, acked: serving.acked, flushed: serving.flushed });
         let stats = serving.volume.stats();
+        if stats.referred_blocks > 0 {
+            self.shared.count("referred");
+        }
         tracing::info!(host = self.index, epoch = serving.epoch, ?end, ?stats, "process over");
         renewals.stop();
         drop(serving);
@@ -687,7 +695,7 @@ impl Host {
         let count = self.rng.random_range(1..8) * SECTORS_PER_BLOCK;
         let count = count.min(SECTORS - first);
         let (offset, len) = ((first * SECTOR) as u64, (count * SECTOR) as u64);
-        match self.rng.random_range(0..20) {
+        match self.rng.random_range(0..23) {
             0..=9 => {
                 let value = self.shared.value();
                 let data: Vec<u8> = (0..count).flat_map(|_| sector_of(value)).collect();
@@ -705,6 +713,17 @@ impl Host {
             11 => {
                 serving.client.change(token, first, count, 0, false);
                 serving.volume.trim(token, offset, len, false);
+                let accepted = serving.volume.stats().accepted_lsn;
+                serving.changes.insert(token, accepted);
+            }
+            20..=22 => {
+                let to = self.rng.random_range(0..=(SECTORS - count) / SECTORS_PER_BLOCK) * SECTORS_PER_BLOCK;
+                if (first < to + count && to < first + count) || serving.client.is_copied_to(to, count) {
+                    return;
+                }
+                serving.client.copy(token, first, to, count, false);
+                serving.volume.copy(token, offset, (to * SECTOR) as u64, len, false);
+                // Its LSNs come later, perhaps.
                 let accepted = serving.volume.stats().accepted_lsn;
                 serving.changes.insert(token, accepted);
             }
@@ -779,7 +798,12 @@ impl Host {
     }
 
     fn start_log(&mut self, serving: &mut Serving, io: LogIo) {
-        serving.history.borrow_mut().observe(&io.op);
+        let (client, epoch) = (&serving.client, serving.epoch);
+        serving.history.borrow_mut().observe(
+            &io.op,
+            |sector| client.source_of(sector),
+            |history, lsn| self.shared.state(history, lsn, |reset| reset.epoch <= epoch),
+        );
         self.disk.submit(io.id, &io.op);
         let covers = match &io.op {
             LogOp::Sync { segment } => self.disk.done_writes(*segment),
@@ -826,6 +850,10 @@ impl Host {
                             }
                         }
                         (None, Err(IoError::Read(why))) if why.contains("is damaged") => {}
+                        // A copy of what is not mapped to a chunk of the history reads.
+                        (None, Err(IoError::Read(why))) if self.shared.holder.get() != self.index => {
+                            assert!(why.contains("missing from the bucket") || why.contains("not listed"), "{why}");
+                        }
                         (_, Err(error)) => assert!(may_fail(serving, &error), "unexpected answer {error}"),
                         (_, other) => panic!("unexpected answer {other:?}"),
                     }
@@ -981,7 +1009,8 @@ impl Fleet {
             rounds += 1;
             assert!(rounds < 50_000, "it never comes to rest: {:?}", serving.volume.stats());
             let stats = serving.volume.stats();
-            let stored = stats.destaged_lsn == stats.accepted_lsn && serving.reads.is_empty();
+            let stored =
+                stats.destaged_lsn == stats.accepted_lsn && serving.reads.is_empty() && serving.changes.is_empty();
             let empty = serving.volume.table().position().seq == 0;
             let settled = serving.volume.checkpointed().is_some() && serving.volume.waits_for_checkpoint() == 0;
             if stored && (!tidy || (serving.volume.is_tidy() && serving.volume.is_swept() && (empty || settled))) {

@@ -4,7 +4,7 @@
 //! there, and never one that was surely overwritten. [`History`] knows the LSN order, read off the frames sent to the
 //! log: after any crash the volume must equal a prefix of it, down to the sector.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use blockd::types::{BLOCK, Lsn};
 use blockd::volume::{LogOp, Token};
@@ -40,14 +40,22 @@ struct Candidate {
     durable: bool,
 }
 
-/// A write, zero or trim of sectors.
+/// A write, zero, trim or copy of sectors.
 #[derive(Clone, Debug)]
 struct Change {
     first: usize,
     count: usize,
-    value: Value,
     submitted: u64,
     fua: bool,
+}
+
+/// A copy that was not answered, or failed.
+#[derive(Clone, Copy, Debug)]
+struct Copying {
+    from: usize,
+    to: usize,
+    count: usize,
+    submitted: u64,
 }
 
 /// See the module.
@@ -55,6 +63,7 @@ struct Change {
 pub struct ClientModel {
     sectors: Vec<Vec<Candidate>>,
     in_flight: HashMap<Token, Change>,
+    copies: BTreeMap<u64, Copying>,
     flushing: HashMap<Token, u64>,
     clock: u64,
     /// Everything acknowledged up to this time must survive a power cut.
@@ -67,6 +76,7 @@ impl ClientModel {
         Self {
             sectors: vec![blank; sectors],
             in_flight: HashMap::new(),
+            copies: BTreeMap::new(),
             flushing: HashMap::new(),
             clock: 1,
             flushed: 0,
@@ -80,10 +90,49 @@ impl ClientModel {
 
     pub fn change(&mut self, token: Token, first: usize, count: usize, value: Value, fua: bool) {
         let submitted = self.tick();
-        for sector in &mut self.sectors[first..first + count] {
-            sector.push(Candidate { value, submitted, acked: None, durable: false });
+        for sector in first..first + count {
+            self.candidate(sector, value, submitted);
         }
-        self.in_flight.insert(token, Change { first, count, value, submitted, fua });
+        self.in_flight.insert(token, Change { first, count, submitted, fua });
+    }
+
+    /// A copy of sectors: whatever may stand at the source, now or before it is answered.
+    pub fn copy(&mut self, token: Token, from: usize, to: usize, count: usize, fua: bool) {
+        let submitted = self.tick();
+        for i in 0..count {
+            let mut values: Vec<Value> = self.sectors[from + i].iter().map(|c| c.value).collect();
+            values.dedup();
+            values.retain(|value| self.allows(from + i, *value, submitted));
+            for value in values {
+                self.candidate(to + i, value, submitted);
+            }
+        }
+        self.in_flight.insert(token, Change { first: to, count, submitted, fua });
+        self.copies.insert(token.0, Copying { from, to, count, submitted });
+    }
+
+    /// Whether a copy there could be taken for another one.
+    pub fn is_copied_to(&self, first: usize, count: usize) -> bool {
+        self.copies.values().any(|copy| copy.to < first + count && first < copy.to + copy.count)
+    }
+
+    /// Which sector the copy that is under way to this one reads.
+    pub fn source_of(&self, sector: usize) -> Option<usize> {
+        let copy = self.copies.values().find(|copy| (copy.to..copy.to + copy.count).contains(&sector))?;
+        Some(copy.from + (sector - copy.to))
+    }
+
+    /// A sector may hold a value from now on, and so may the sectors that it is being copied to.
+    fn candidate(&mut self, sector: usize, value: Value, submitted: u64) {
+        let candidates = &mut self.sectors[sector];
+        if candidates.iter().any(|c| (c.value, c.submitted) == (value, submitted)) {
+            return;
+        }
+        candidates.push(Candidate { value, submitted, acked: None, durable: false });
+        let copies: Vec<Copying> = self.copies.values().copied().collect();
+        for copy in copies.iter().filter(|copy| (copy.from..copy.from + copy.count).contains(&sector)) {
+            self.candidate(copy.to + (sector - copy.from), value, copy.submitted);
+        }
     }
 
     pub fn flush(&mut self, token: Token) {
@@ -97,8 +146,9 @@ impl ClientModel {
         if let Some(at) = self.flushing.remove(&token) {
             self.flushed = self.flushed.max(at);
         } else if let Some(change) = self.in_flight.remove(&token) {
+            self.copies.remove(&token.0);
             for sector in &mut self.sectors[change.first..change.first + change.count] {
-                for c in sector.iter_mut().filter(|c| c.submitted == change.submitted && c.value == change.value) {
+                for c in sector.iter_mut().filter(|c| c.submitted == change.submitted) {
                     c.acked = Some(now);
                     c.durable = change.fua;
                 }
@@ -123,6 +173,7 @@ impl ClientModel {
             *sector = vec![Candidate { value, submitted: now, acked: Some(now), durable: true }];
         }
         self.in_flight.clear();
+        self.copies.clear();
         self.flushing.clear();
         self.flushed = now;
     }
@@ -159,8 +210,14 @@ pub struct History {
 }
 
 impl History {
-    /// Learns from a log write.
-    pub fn observe(&mut self, op: &LogOp) {
+    /// Learns from a log write. A reference must be part of a copy: `source` says from which sector the copy to a sector is, and
+    /// `state` what the volume holds after an LSN. What a record refers to must be what its source holds right before it.
+    pub fn observe(
+        &mut self,
+        op: &LogOp,
+        source: impl Fn(usize) -> Option<usize>,
+        state: impl Fn(&History, Lsn) -> Vec<Value>,
+    ) {
         let LogOp::Write { offset, bufs, .. } = op else { return };
         let generation = u64::from_le_bytes(bufs[0][8..16].try_into().unwrap());
         let Ok(header) = FrameHeader::decode(&bufs[0], generation, *offset) else { return };
@@ -178,6 +235,12 @@ impl History {
                 }
                 RecordKind::Zero { .. } => {
                     Entry { first, values: Vec::new(), zero_sectors: record.blocks as usize * SECTORS_PER_BLOCK }
+                }
+                RecordKind::Refer { .. } => {
+                    let before = state(self, lsn - 1);
+                    let sectors = first..first + record.blocks as usize * SECTORS_PER_BLOCK;
+                    let value = |sector| before[source(sector).expect("a reference is part of a copy under way")];
+                    Entry { first, values: sectors.map(value).collect(), zero_sectors: 0 }
                 }
             };
             self.entries.push(entry);

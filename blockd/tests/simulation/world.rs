@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -37,6 +38,9 @@ const SECTORS: usize = BLOCKS * SECTORS_PER_BLOCK;
 const SEGMENT_BYTES: u64 = 256 * 1024;
 const SEGMENTS_MAX: u32 = 8;
 const NAME: &str = "sim";
+
+/// Blocks that became references, in all seeds.
+pub static REFERRED: AtomicU64 = AtomicU64::new(0);
 
 /// Dies with the machine: a request begun before the crash is never answered after it.
 #[derive(Debug)]
@@ -149,6 +153,8 @@ struct Life {
     volume: Volume,
     logs: Vec<PendingLog>,
     reads: HashMap<Token, PendingRead>,
+    /// Copies that were not answered.
+    copies: HashSet<Token>,
     jobs: JoinSet<()>,
     sender: mpsc::UnboundedSender<JobDone>,
     done: mpsc::UnboundedReceiver<JobDone>,
@@ -440,6 +446,7 @@ impl World {
     fn remember(&mut self, life: &Life) {
         let stats = life.volume.stats();
         tracing::info!(?stats, "life over");
+        REFERRED.fetch_add(stats.referred_blocks, Ordering::Relaxed);
         self.durable_lsn = stats.durable_lsn;
         self.stored_lsn = stats.destaged_lsn;
     }
@@ -518,6 +525,7 @@ impl World {
             volume,
             logs: Vec::new(),
             reads: HashMap::new(),
+            copies: HashSet::new(),
             jobs: JoinSet::new(),
             sender,
             done,
@@ -609,7 +617,7 @@ impl World {
         let count = count.min(SECTORS - first);
         let (offset, len) = ((first * SECTOR) as u64, (count * SECTOR) as u64);
         let fua = self.rng.random_bool(0.1);
-        match self.rng.random_range(0..20) {
+        match self.rng.random_range(0..23) {
             0..=9 => {
                 let value = self.next_value;
                 self.next_value += 1;
@@ -641,8 +649,23 @@ impl World {
             15 => {
                 life.volume.prefetch(token, offset, len);
             }
+            20..=22 => self.copy(life, token, first, count, fua),
             _ => self.read(life, token, first, count),
         }
+    }
+
+    /// Copies whole blocks to somewhere else.
+    fn copy(&mut self, life: &mut Life, token: Token, first: usize, count: usize, fua: bool) {
+        let first = first / SECTORS_PER_BLOCK * SECTORS_PER_BLOCK;
+        let count = count.next_multiple_of(SECTORS_PER_BLOCK).min(SECTORS - first);
+        let to = self.rng.random_range(0..=BLOCKS - count / SECTORS_PER_BLOCK) * SECTORS_PER_BLOCK;
+        if (first < to + count && to < first + count) || self.client.is_copied_to(to, count) {
+            return;
+        }
+        self.client.copy(token, first, to, count, fua);
+        life.copies.insert(token);
+        let bytes = |sectors: usize| (sectors * SECTOR) as u64;
+        life.volume.copy(token, bytes(first), bytes(to), bytes(count), fua);
     }
 
     fn read(&mut self, life: &mut Life, token: Token, first: usize, count: usize) {
@@ -722,7 +745,8 @@ impl World {
     }
 
     fn start_log(&mut self, life: &mut Life, io: LogIo) {
-        self.history.observe(&io.op);
+        let client = &self.client;
+        self.history.observe(&io.op, |sector| client.source_of(sector), |history, lsn| history.state(lsn, SECTORS));
         self.disk.submit(io.id, &io.op);
         let covers = match &io.op {
             LogOp::Sync { segment } => {
@@ -755,6 +779,7 @@ impl World {
                 Effect::Spawn(job) => life.spawn(job),
                 Effect::Complete(done) => {
                     self.digest.update(&done.token.0.to_le_bytes());
+                    life.copies.remove(&done.token);
                     if self.disk.crashed() {
                         continue;
                     }
@@ -835,7 +860,8 @@ impl World {
         for _ in 0..200_000 {
             self.let_pass(life, Duration::from_millis(2), 20_000).await;
             let stats = life.volume.stats();
-            let quiet = life.logs.is_empty() && stats.dirty_bytes == 0 && stats.destaged_lsn == stats.accepted_lsn;
+            let written = stats.dirty_bytes == 0 && stats.destaged_lsn == stats.accepted_lsn;
+            let quiet = life.logs.is_empty() && life.copies.is_empty() && written;
             if quiet && stats.log_used_bytes <= SEGMENT_BYTES {
                 assert_eq!(stats.accepted_lsn, self.history.last());
                 return stats.accepted_lsn;

@@ -841,11 +841,12 @@ impl Session {
         Ok(())
     }
 
-    /// Copies by reading and writing. What was read is from one moment for each range; the write is one write.
+    /// Copies by reference where the ranges are whole blocks of the device and no source overlaps the target. Else by reading
+    /// and writing: what was read is from one moment for each range; the write is one write.
     fn copy(
         &mut self,
         slot: u16,
-        _token: Token,
+        token: Token,
         command: &Command,
         data: &[u8],
         device: &mut dyn Device,
@@ -873,8 +874,25 @@ impl Session {
         if ends.into_iter().any(|end| end.is_none_or(|end| end > device.size())) {
             return Err(Status::LBA_OUT_OF_RANGE);
         }
-        *self.stage(slot).expect("it runs") = Stage::Copy { ranges, data: Vec::new() };
-        self.copy_on(slot, device, out);
+        let target_end = target + u64::from(total) * LBA_BYTES;
+        let whole = |bytes: u64| bytes.is_multiple_of(BLOCK_SIZE);
+        let apart = |(offset, len): &(u64, u32)| {
+            let (offset, len) = (*offset, u64::from(*len));
+            whole(offset) && whole(len) && (offset + len <= target || offset >= target_end)
+        };
+        if !whole(target) || !ranges.iter().all(apart) {
+            *self.stage(slot).expect("it runs") = Stage::Copy { ranges, data: Vec::new() };
+            self.copy_on(slot, device, out);
+            return Ok(());
+        }
+        *self.stage(slot).expect("it runs") = Stage::Several { left: ranges.len(), failed: None };
+        self.stats.written_bytes += u64::from(total) * LBA_BYTES;
+        let fua = command.dword(12) & rw::FUA != 0;
+        let mut to = target;
+        for (offset, len) in ranges {
+            device.copy(token, offset, to, len.into(), fua);
+            to += u64::from(len);
+        }
         Ok(())
     }
 

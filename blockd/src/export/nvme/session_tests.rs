@@ -3,6 +3,7 @@
 use zerocopy::IntoBytes;
 
 use super::command::{Command, Status, fuse, io};
+use super::data::CopyRange;
 use super::namespace::Namespace;
 use super::pdu::{CommandCapsule, Framing, Header, ResponseCapsule, Terminate, Transfer, fes, flag, kind, take};
 use super::session::{Session, SessionParams};
@@ -259,4 +260,34 @@ fn a_volume_that_closes_leaves_commands_unanswered() {
     let (out, _) = rig.feed(&capsule);
     assert!(out.is_empty());
     assert!(rig.session.broken().is_some());
+}
+
+#[test]
+fn copies_of_whole_blocks_are_the_device_s() {
+    let mut rig = Rig::new(PLAIN);
+    let fill = |rig: &mut Rig, cid: u16, lba: u64, byte: u8| {
+        let pdu = rig.capsule(write(cid, lba, 8).with_data(4096, true), &[byte; 4096]);
+        assert_eq!(rig.statuses(&rig.feed(&pdu).0), [(cid, Status::SUCCESS)]);
+    };
+    fill(&mut rig, 1, 0, 1);
+    fill(&mut rig, 2, 8, 2);
+    let mut copy = |cid: u16, sources: &[(u64, u16)], to: u64| {
+        let mut ranges = Vec::new();
+        for (lba, blocks) in sources {
+            let range =
+                CopyRange { reserved: 0.into(), lba: (*lba).into(), blocks: (blocks - 1).into(), rest: [0; 14] };
+            ranges.extend_from_slice(range.as_bytes());
+        }
+        let command = Command::new(io::COPY, cid, NSID).with_dword(10, to as u32);
+        let command = command.with_dword(12, sources.len() as u32 - 1).with_data(ranges.len() as u32, true);
+        let pdu = rig.capsule(command, &ranges);
+        assert_eq!(rig.statuses(&rig.feed(&pdu).0), [(cid, Status::SUCCESS)]);
+        rig.device.contents()[to as usize * 512..][..sources.iter().map(|s| usize::from(s.1) * 512).sum::<usize>()]
+            .to_vec()
+    };
+    // By the device, one range after the other.
+    assert_eq!(copy(3, &[(8, 8), (0, 8)], 16), [[2; 4096], [1; 4096]].concat());
+    // Parts of blocks, and what overlaps: by reading and writing.
+    assert_eq!(copy(4, &[(7, 2)], 33), [[1; 512], [2; 512]].concat());
+    assert_eq!(copy(5, &[(0, 16)], 8), [[1; 4096], [2; 4096]].concat());
 }

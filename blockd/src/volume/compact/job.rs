@@ -17,8 +17,9 @@ use crate::types::{BLOCK, VolumeId};
 pub(super) const DELETE_BATCH: usize = 500;
 /// Headers fetched at the same time.
 const HEADERS_AT_ONCE: usize = 4;
-/// Zeroes and holes told by one chunk; more take another.
-const ZEROES_MAX: usize = 60_000;
+/// Zeroes, holes and references told by one chunk; more take another. A header has room for two rows of each beside the
+/// blocks.
+const TOLD_MAX: usize = 45_000;
 
 /// What a round of compaction goes by.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub(in super::super) struct Round {
     pub read_bytes: u64,
     pub stored_bytes: u64,
     pub moved_blocks: u64,
+    /// Blocks that stayed where they were, because copies by reference were made of their chunk meanwhile.
+    pub pinned_blocks: u64,
     pub space: Space,
 }
 
@@ -97,8 +100,10 @@ impl Backend {
                     }
                     let snapshot = order.held.iter().max().copied().unwrap_or(0);
                     let mut candidates = table.with_usage(Clone::clone);
-                    candidates
-                        .retain(|id, usage| usage.birth > snapshot && !order.avoid.contains(id) && table.is_own(*id));
+                    candidates.retain(|id, usage| {
+                        let free = usage.birth > snapshot && !table.is_pinned(*id);
+                        free && !order.avoid.contains(id) && table.is_own(*id)
+                    });
                     let applied = table.applied().seq;
                     let chosen = policy::choose(&candidates, &order.tuning, order.chunk_bytes, applied, order.quiet);
                     Ok((dropped, chosen))
@@ -127,13 +132,13 @@ impl Backend {
             gathered = work => gathered?,
             () = self.closing.wait() => return Err(Stopped::Closing.into()),
         };
-        let Gathered { basis, mut sources, zeroes } = gathered;
+        let Gathered { basis, mut sources, told } = gathered;
         round.read_bytes += victims.len() as u64 * (64 << 10);
         // All that is told must be told before the chunks that told it may go: by the last part.
-        let mut told: Vec<&[ChunkExtent]> = zeroes.chunks(ZEROES_MAX).collect();
+        let mut told: Vec<&[ChunkExtent]> = told.chunks(TOLD_MAX).collect();
         let last = told.pop().unwrap_or_default();
-        for zeroes in told {
-            self.relocate(order, basis, Vec::new(), zeroes, &[], round).await?;
+        for told in told {
+            self.relocate(order, basis, Vec::new(), told, &[], round).await?;
         }
         // Chunks written with a larger size than the present one may hold more than fits.
         let most = (crate::chunk::MAX_PAYLOAD_BLOCKS / 2) as u64;
@@ -141,20 +146,22 @@ impl Backend {
             let rest = split_off(&mut sources, most);
             self.relocate(order, basis, std::mem::replace(&mut sources, rest), &[], &[], round).await?;
         }
-        self.relocate(order, basis, sources, last, victims, round).await
+        // What an earlier part told as a copy, and the table did not come to use, is still told by nobody else.
+        let carried = if round.pinned_blocks == 0 { victims } else { &[] };
+        self.relocate(order, basis, sources, last, carried, round).await
     }
 
-    /// Copies `sources` into one chunk that also tells `zeroes`, puts it, and brings it into the table.
+    /// Copies `sources` into one chunk that also tells `told`, puts it, and brings it into the table.
     async fn relocate(
         &self,
         order: &Order,
         basis: Applied,
         sources: Vec<Mapped>,
-        zeroes: &[ChunkExtent],
+        told: &[ChunkExtent],
         carried: &[u64],
         round: &mut Round,
     ) -> Result<(), Failure> {
-        if sources.is_empty() && zeroes.is_empty() {
+        if sources.is_empty() && told.is_empty() {
             // What they told is not true any more, and they hold nothing.
             return self.carry(carried, order.epoch).await;
         }
@@ -173,7 +180,7 @@ impl Backend {
             last_lsn: basis.lsn,
             codec: order.codec,
             created_ms: order.created_ms,
-            pieces: pieces(&sources, data, zeroes),
+            pieces: pieces(&sources, data, told),
         };
         let keys = self.keys.clone();
         let chunk: Chunk =
@@ -184,6 +191,7 @@ impl Backend {
         round.chunks += 1;
         round.stored_bytes += stored;
         round.moved_blocks += moved.blocks;
+        round.pinned_blocks += moved.pinned;
         Ok(())
     }
 
@@ -260,9 +268,13 @@ impl Backend {
             return Err("another host has the volume now".to_owned());
         }
         held.extend(manifest.held_positions());
-        let look = move || table.doomed(upto, &held, DELETE_BATCH).map_err(|e| e.to_string());
-        let doomed = self.blocking.run_behind(look).await?;
-        let mut done = Deleted { more: doomed.len() == DELETE_BATCH, ..Deleted::default() };
+        let look = move || {
+            let doomed = table.doomed(upto, &held, DELETE_BATCH).map_err(|e| e.to_string())?;
+            let more = doomed.len() == DELETE_BATCH || table.doomed_are_pinned(upto, &held);
+            Ok((doomed, more))
+        };
+        let (doomed, more) = self.blocking.run_behind(look).await?;
+        let mut done = Deleted { more, ..Deleted::default() };
         if !doomed.is_empty() {
             let keys: Vec<String> = doomed.iter().filter_map(|chunk| Some(chunk.name?.key())).collect();
             if !keys.is_empty() {
@@ -309,18 +321,25 @@ fn split_off(sources: &mut Vec<Mapped>, blocks: u64) -> Vec<Mapped> {
     rest
 }
 
-/// `sources`, whose bytes follow each other in `data`, and `zeroes`, in address order.
-fn pieces(sources: &[Mapped], data: Slice, zeroes: &[ChunkExtent]) -> Vec<Piece> {
-    let mut pieces: Vec<(u64, Piece)> = Vec::with_capacity(sources.len() + zeroes.len());
+/// `sources`, whose bytes follow each other in `data`, and `told`, in address order.
+fn pieces(sources: &[Mapped], data: Slice, told: &[ChunkExtent]) -> Vec<Piece> {
+    let mut pieces: Vec<(u64, Piece)> = Vec::with_capacity(sources.len() + told.len());
     let mut at = 0;
     for run in sources {
         let end = at + run.blocks as usize * BLOCK;
         pieces.push((run.lba, Piece::Data { lba: run.lba, data: data.slice(at..end) }));
         at = end;
     }
-    pieces.extend(zeroes.iter().map(|zero| {
-        let allocated = zero.kind == ExtentKind::Zero;
-        (zero.lba, Piece::Zero { lba: zero.lba, blocks: zero.blocks, allocated })
+    pieces.extend(told.iter().filter_map(|extent| {
+        let (lba, blocks) = (extent.lba, extent.blocks);
+        let piece = match extent.kind {
+            ExtentKind::Zero => Piece::Zero { lba, blocks, allocated: true },
+            ExtentKind::Hole => Piece::Zero { lba, blocks, allocated: false },
+            ExtentKind::Refer { seq, index } => Piece::Refer { lba, blocks, seq, index },
+            // Blocks are among the sources.
+            ExtentKind::Data { .. } => return None,
+        };
+        Some((lba, piece))
     }));
     pieces.sort_unstable_by_key(|(lba, _)| *lba);
     pieces.into_iter().map(|(_, piece)| piece).collect()

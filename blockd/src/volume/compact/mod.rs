@@ -85,6 +85,13 @@ impl Compact {
         self.held = held;
     }
 
+    /// Chunks may be moved or deleted that had to stay where they were before.
+    pub fn look_again(&mut self) {
+        self.changed = true;
+        self.changed_since_quiet = true;
+        self.garbage = true;
+    }
+
     pub fn is_running(&self) -> bool {
         self.compacting
     }

@@ -52,7 +52,7 @@ pub(super) fn choose(
     };
     let take = |wanted: &dyn Fn(&Usage) -> bool| -> Vec<(f64, u64, u64)> {
         let found = candidates.iter().filter(|(_, usage)| wanted(usage));
-        found.map(|(id, usage)| (score(usage), *id, usage.live_bytes() + usage.tomb_bytes())).collect()
+        found.map(|(id, usage)| (score(usage), *id, usage.copy_bytes() + usage.tomb_bytes())).collect()
     };
     let average = live as f64 / stored.max(1) as f64;
     let mut chosen = if (stored - tombs.min(stored)) as f64 > tuning.ratio * live as f64 {
@@ -62,7 +62,8 @@ pub(super) fn choose(
     } else {
         Vec::new()
     };
-    let small = |usage: &Usage| usage.stored < chunk_bytes / SMALL_PART;
+    // Blocks with several addresses would become several blocks.
+    let small = |usage: &Usage| usage.stored < chunk_bytes / SMALL_PART && usage.live <= usage.total;
     if chosen.is_empty() && candidates.values().filter(|usage| small(usage)).count() >= SMALL_MAX {
         chosen = take(&small);
     }
@@ -83,7 +84,7 @@ mod tests {
     const CHUNK: u64 = 1 << 20;
 
     fn chunks(parts: &[u32]) -> BTreeMap<u64, Usage> {
-        let usage = |birth: u64, live| Usage { live, total: 100, stored: CHUNK, birth, tombs: 0 };
+        let usage = |birth: u64, live| Usage { live, total: 100, stored: CHUNK, birth, ..Usage::default() };
         (1..).zip(parts).map(|(id, live)| (id, usage(id, *live))).collect()
     }
 
@@ -110,20 +111,20 @@ mod tests {
     #[test]
     fn what_little_is_below_the_floor_waits_for_a_quiet_moment() {
         let mut few = chunks(&[100, 100, 100]);
-        few.insert(4, Usage { live: 0, total: 1, stored: 5000, birth: 4, tombs: 1 });
+        few.insert(4, Usage { live: 0, total: 1, stored: 5000, birth: 4, tombs: 1, referred: false });
         let tuning = CompactionTuning::default();
         assert!(choose(&few, &tuning, CHUNK, 9, false).is_empty());
         assert_eq!(choose(&few, &tuning, CHUNK, 9, true), [4]);
         // Nothing but zeroes to tell: never again, encrypted or not.
         for stored in [120, 168] {
-            few.insert(4, Usage { live: 0, total: 0, stored, birth: 4, tombs: 1 });
+            few.insert(4, Usage { live: 0, total: 0, stored, birth: 4, tombs: 1, referred: false });
             assert!(choose(&few, &tuning, CHUNK, 9, true).is_empty());
         }
     }
 
     #[test]
     fn many_small_chunks_become_one() {
-        let small = |id: u64| (id, Usage { live: 1, total: 1, stored: 5000, birth: id, tombs: 0 });
+        let small = |id: u64| (id, Usage { live: 1, total: 1, stored: 5000, birth: id, ..Usage::default() });
         let many: BTreeMap<u64, Usage> = (1..=64).map(small).collect();
         let tuning = CompactionTuning { ratio: 1.5, ..Default::default() };
         assert_eq!(choose(&many, &tuning, CHUNK, 64, false).len(), 64);
