@@ -13,6 +13,6 @@ pub use header::{BlockHeader, Opened, RawBlock, open, seal};
 pub use inode::{CONTENT_BYTES, Content, InodeBody, TimeField, XATTR_BYTES, flags};
 pub use mkfs::{MkfsError, MkfsOptions, mkfs};
 pub use superblock::{
-    ALLOCATOR_BLOCKS, AllocatorBody, FIRST_FREE_INO, Geometry, HOST_SLOTS, HostBody, INO_ORPHANS, SuperBody,
+    ALLOCATOR_BLOCKS, AllocatorBody, FIRST_FREE_INO, Geometry, HOST_SLOTS, HostBody, INO_ORPHANS, NOTED_MAX, SuperBody,
     load_superblock,
 };

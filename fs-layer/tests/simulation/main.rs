@@ -1,7 +1,8 @@
 //! Random operations over a disk that loses power at any write, flush or discard, compared with a model.
 //!
 //! After each restart: names and attributes are those after some operation that is not before the last one that commit or fsync covered;
-//! what was synced of a file is there, what was not is old, new, or zeros; and `check` finds nothing.
+//! what was synced of a file is there, what was not is old, new, or zeros; the requests that changed names until then, and no others, are
+//! noted; and `check` finds nothing.
 //!
 //! `FS_SEEDS=n` sets how many seeds are tried, `FS_SEED=n` tries one.
 
@@ -37,6 +38,8 @@ struct Simulation {
     touched: BTreeMap<u64, usize>,
     base: usize,
     held: BTreeSet<u64>,
+    /// Of the operation that runs.
+    request: u64,
     log: Vec<String>,
 }
 
@@ -63,6 +66,7 @@ impl Simulation {
             touched: BTreeMap::new(),
             base: 0,
             held: BTreeSet::new(),
+            request: 0,
             log: Vec::new(),
         };
         simulation.fs = Some(simulation.open().expect("the first opening"));
@@ -109,7 +113,10 @@ impl Simulation {
     }
 
     /// Enters that an operation happened (or, if the power went meanwhile, that it may have).
-    fn done(&mut self, what: String, result: Option<bool>, after: Model, changed: &[u64]) -> bool {
+    fn done(&mut self, what: String, result: Option<bool>, mut after: Model, changed: &[u64]) -> bool {
+        if result != Some(false) && after.names_differ(&self.model) {
+            after.note(self.request);
+        }
         self.log.push(format!("{} {what}: {result:?}", self.base + self.states.len()));
         match result {
             Some(true) => {
@@ -153,6 +160,12 @@ impl Simulation {
 
     /// One random operation; `false` if the power went.
     fn step(&mut self) -> bool {
+        self.request += 1;
+        let fs = self.fs();
+        noting(&*fs, self.request, || self.operate())
+    }
+
+    fn operate(&mut self) -> bool {
         let fs = self.fs();
         let dirs = self.model.files(FileKind::Directory);
         let files = self.model.files(FileKind::File);
@@ -423,7 +436,8 @@ impl Simulation {
 
     /// The tree as the filesystem shows it.
     fn survey(&self, fs: &Filesystem) -> Result<Model> {
-        let mut found = Model::default();
+        let mut found = Model { noted: fs.noted(), ..Model::default() };
+        found.noted.sort_unstable();
         let mut open = vec![(1, 1)];
         while let Some((ino, parent)) = open.pop() {
             if found.nodes.contains_key(&ino) {
@@ -495,8 +509,11 @@ impl Simulation {
             Ok(found) => found,
             Err(e) => self.fail(&format!("it can't be read after a crash: {e}")),
         };
-        let Some(index) = self.states.iter().position(|state| state.same_names(&found)) else {
+        let Some(index) = self.states.iter().position(|state| state.same_names(&found) && state.noted == found.noted)
+        else {
             let nearest = self.states.last().expect("never empty");
+            let last = |state: &Model| state.noted.iter().rev().take(5).copied().collect::<Vec<_>>();
+            eprintln!("  found noted {:?}, last {:?}", last(&found), last(nearest));
             for (ino, node) in &found.nodes {
                 let expected = nearest.node(*ino);
                 if expected

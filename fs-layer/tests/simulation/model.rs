@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use fs_layer::layout::NOTED_MAX;
 use fs_layer::vfs::{FileKind, Rename};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
     pub nodes: BTreeMap<u64, Arc<Node>>,
+    /// The last requests that changed names, ascending.
+    pub noted: Vec<u64>,
 }
 
 pub type Outcome = Option<()>;
@@ -30,6 +33,19 @@ impl Model {
         let mut model = Model::default();
         model.nodes.insert(1, Arc::new(node(FileKind::Directory, 0o755, 1)));
         model
+    }
+
+    /// Notes a request, and forgets the oldest of too many.
+    pub fn note(&mut self, request: u64) {
+        self.noted.push(request);
+        if self.noted.len() > NOTED_MAX {
+            self.noted.remove(0);
+        }
+    }
+
+    /// Whether some directory has other entries.
+    pub fn names_differ(&self, other: &Model) -> bool {
+        self.nodes.iter().any(|(ino, node)| other.node(*ino).is_some_and(|old| old.entries != node.entries))
     }
 
     pub fn node(&self, ino: u64) -> Option<&Node> {
