@@ -1,9 +1,10 @@
 //! Whose turn it is to read the next request.
 //!
 //! `fuser` lets all its threads wait in read(2), and the kernel wakes the one that has waited longest: another one for each request, on
-//! another processor, with cold caches; and waking a sleeping thread can cost more than the request. Here one thread at a time reads. It
+//! another processor, with cold caches; and waking a sleeping thread can cost more than the request. Here one thread reads. It
 //! answers what is quickly answered itself, and reads on; before something that takes time it passes the turn to another, which until then is
-//! kept from read(2) by not returning from its last request. Work that should be quick and then has to wait, for the disk or for a lock, passes the
+//! kept from read(2) by not returning from its last request. As many more may read as have lately been busy at the same time, so that they need not be
+//! fetched first. Work that should be quick and then has to wait, for the disk or for a lock, passes the
 //! turn when it begins to wait ([`crate::waiting`]).
 //!
 //! Before it sleeps in read(2), the reader looks for a short while whether the next request comes at once, as it does when
@@ -45,6 +46,39 @@ struct State {
     waiting: usize,
     /// Turns passed that nobody has taken up yet.
     passed: usize,
+    /// Threads that passed their turn and are not done.
+    busy: usize,
+    /// The most of them lately; one less after each so many requests.
+    busy_most: usize,
+    calm: u32,
+}
+
+/// So many requests make the time when many threads were busy one less recent.
+const CALM: u32 = 256;
+
+impl State {
+    fn passes(&mut self) {
+        self.readers -= 1;
+        self.busy += 1;
+        self.busy_most = self.busy_most.max(self.busy);
+        self.calm = 0;
+    }
+
+    fn done(&mut self, has_turn: bool) {
+        if !has_turn {
+            self.busy -= 1;
+            self.readers += 1;
+        }
+        self.calm += 1;
+        if self.calm >= CALM {
+            self.calm = 0;
+            self.busy_most = self.busy_most.saturating_sub(1).max(self.busy);
+        }
+    }
+
+    fn has_too_many(&self) -> bool {
+        self.readers > 1 + self.busy_most
+    }
 }
 
 /// See the module.
@@ -136,7 +170,7 @@ impl Turns {
             return;
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.readers -= 1;
+        state.passes();
         if state.readers == 0 && state.waiting > state.passed {
             state.readers += 1;
             state.passed += 1;
@@ -149,11 +183,9 @@ impl Turns {
         waiting::arm(false);
         let has_turn = OF_THREAD.with_borrow(|of| of.has_turn);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !has_turn {
-            state.readers += 1;
-        }
-        // This one counts among the readers now; of several it is the one that waits.
-        while state.readers > 1 && !self.ended.load(Ordering::Relaxed) {
+        // This one counts among the readers now; of too many it is the one that waits.
+        state.done(has_turn);
+        while state.has_too_many() && !self.ended.load(Ordering::Relaxed) {
             state.readers -= 1;
             state.waiting += 1;
             while state.passed == 0 && !self.ended.load(Ordering::Relaxed) {
@@ -167,9 +199,10 @@ impl Turns {
             }
             state.readers += 1;
         }
+        let alone = state.readers == 1;
         drop(state);
-        // Who was given the turn by another, which is busy, is not about to get a request at once.
-        if has_turn {
+        // Who was given the turn by another, which is busy, is not about to get a request at once; of several, the kernel wakes one.
+        if has_turn && alone {
             self.look();
         }
     }

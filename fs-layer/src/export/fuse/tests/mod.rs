@@ -25,11 +25,15 @@ struct Mount {
 
 impl Mount {
     fn new() -> Option<Mount> {
+        Mount::with(&FuseOptions::default())
+    }
+
+    fn with(options: &FuseOptions) -> Option<Mount> {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(MemoryDisk::new(1 << 24));
         mkfs(&*disk, &MkfsOptions { journal_blocks: 4096, ..MkfsOptions::default() }).unwrap();
         let filesystem = Filesystem::open(disk.clone(), &TreeOptions::default()).unwrap();
-        match mount(filesystem.clone(), dir.path(), &FuseOptions::default()) {
+        match mount(filesystem.clone(), dir.path(), options) {
             Ok(mounted) => {
                 let stopper = mounted.stopper();
                 Some(Mount { dir, disk, filesystem, mounted: Some(mounted), stopper })
@@ -269,7 +273,13 @@ fn wait_for_word(child: &mut std::process::Child) {
 
 #[test]
 fn locks_wait_and_end_with_their_process() {
-    let Some(mount) = Mount::new() else { return };
+    for sharing in [Sharing::Alone, Sharing::Shared] {
+        locks_wait_and_end(sharing);
+    }
+}
+
+fn locks_wait_and_end(sharing: Sharing) {
+    let Some(mount) = Mount::with(&FuseOptions { sharing, ..FuseOptions::default() }) else { return };
     let path = mount.path("x");
     fs::write(&path, b"x").unwrap();
     let (mut first, mut apart) = (locker(&path, 0), locker(&path, 100));
