@@ -10,8 +10,8 @@ use axum::routing::{delete as delete_of, get, post};
 use axum::{Json, Router};
 
 use super::api::{
-    ChangeKey, ChangesQuery, CloneVolume, CopyRange, CreateSnapshot, CreateVolume, DeleteVolume, ErrorBody, ExportStranded,
-    Forced, ResizeVolume, RestoreVolume, SetVolume, UnlockVolume,
+    ChangeKey, ChangesQuery, CloneVolume, CopyRange, CreateSnapshot, CreateVolume, DeleteVolume, ErrorBody,
+    ExportStranded, Forced, ResizeVolume, RestoreVolume, SetVolume, UnlockVolume,
 };
 use super::metrics;
 use crate::daemon::{Daemon, VolumeError};

@@ -79,7 +79,9 @@ pub enum FormatError {
     #[error("it does not begin like a chunk")]
     Magic,
     /// Written by a newer program.
-    #[error("format version {0} is unknown to this program, which knows versions up to {REFER_VERSION}; use a newer one")]
+    #[error(
+        "format version {0} is unknown to this program, which knows versions up to {REFER_VERSION}; use a newer one"
+    )]
     Version(u16),
     /// Shorter than it says.
     #[error("it ends after {have} bytes where {need} are needed")]

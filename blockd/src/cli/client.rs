@@ -13,9 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::admin::api::{
-    ChangeKey, ChangesPage, CloneVolume, CopyRange, CreateSnapshot, CreateVolume, DaemonInfo, ErrorBody, ExportStranded,
-    ExportedStranded, RebuildProgress, ResizeVolume, RestoreVolume, SetVolume, SnapshotStatus, Status, StrandedStatus,
-    UnlockVolume, VolumeStatus,
+    ChangeKey, ChangesPage, CloneVolume, CopyRange, CreateSnapshot, CreateVolume, DaemonInfo, ErrorBody,
+    ExportStranded, ExportedStranded, RebuildProgress, ResizeVolume, RestoreVolume, SetVolume, SnapshotStatus, Status,
+    StrandedStatus, UnlockVolume, VolumeStatus,
 };
 
 /// Talks to the daemon on one admin socket. Every call connects anew, so a daemon that restarts does not matter.

@@ -197,11 +197,7 @@ impl Referred {
 }
 
 /// Writes stranded writes to a file. Returns where the list of them is, and how many bytes could not be had.
-fn export(
-    found: &Found,
-    request: &ExportStranded,
-    referred: Option<&Referred>,
-) -> anyhow::Result<(PathBuf, u64)> {
+fn export(found: &Found, request: &ExportStranded, referred: Option<&Referred>) -> anyhow::Result<(PathBuf, u64)> {
     let list_path = PathBuf::from(format!("{}.list", request.file.display()));
     let what = |path: &Path| format!("cannot write {}", path.display());
     let new = |path: &Path| File::options().write(true).create_new(true).open(path).with_context(|| what(path));
@@ -251,12 +247,7 @@ fn export(
 }
 
 /// Writes what a copy refers to. Returns how many bytes of it cannot be read; they are left as they are.
-fn copy(
-    file: &File,
-    write: &StrandedWrite,
-    (seq, index): (u64, u16),
-    referred: Option<&Referred>,
-) -> io::Result<u64> {
+fn copy(file: &File, write: &StrandedWrite, (seq, index): (u64, u16), referred: Option<&Referred>) -> io::Result<u64> {
     const PART: u64 = 256;
     let Some(referred) = referred else { return Ok(write.len) };
     let blocks = write.len / BLOCK_SIZE;

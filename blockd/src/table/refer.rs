@@ -35,9 +35,8 @@ impl Table {
         let found = self.lookup(lba, blocks)?;
         let chunks = self.lock_chunks();
         let pinned = found.into_iter().map(|run| {
-            let may = |seq: &u64| {
-                seq & RELOCATED == 0 && chunks.used.get(seq).is_some_and(|usage| usage.live < LIVE_MAX)
-            };
+            let may =
+                |seq: &u64| seq & RELOCATED == 0 && chunks.used.get(seq).is_some_and(|usage| usage.live < LIVE_MAX);
             let pin = match run.target {
                 Target::Chunk { seq, .. } => Some(seq).filter(may).map(|seq| self.pins.pin(seq)),
                 Target::Zero | Target::Hole => None,

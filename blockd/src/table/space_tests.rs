@@ -48,7 +48,15 @@ impl World {
         let kv = MemKv::new();
         let table = Table::in_memory(kv.clone(), VOLUME).unwrap();
         let model = vec![Content::Hole; BLOCKS as usize];
-        World { table, bucket: Bucket::default(), model, held: Vec::new(), is_rebuilt: false, snapshots: Vec::new(), kv }
+        World {
+            table,
+            bucket: Bucket::default(),
+            model,
+            held: Vec::new(),
+            is_rebuilt: false,
+            snapshots: Vec::new(),
+            kv,
+        }
     }
 
     fn write(&mut self, extents: &[(u64, u64, ExtentKind)]) {

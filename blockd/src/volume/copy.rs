@@ -70,9 +70,7 @@ impl Content {
     fn part(&self, by: u64, blocks: u64) -> Content {
         match self {
             Content::Place(pin, index) => Content::Place(pin.clone(), index + by as u16),
-            Content::Bytes(bytes) => {
-                Content::Bytes(bytes.slice(by as usize * BLOCK..(by + blocks) as usize * BLOCK))
-            }
+            Content::Bytes(bytes) => Content::Bytes(bytes.slice(by as usize * BLOCK..(by + blocks) as usize * BLOCK)),
             zero => zero.clone(),
         }
     }

@@ -315,13 +315,8 @@ impl FrameHeader {
                     (KIND_REFER, seq, u32::from(index) | (record.blocks as u32) << 16)
                 }
             };
-            let raw = RawRecord {
-                lba: record.lba.into(),
-                blocks: blocks.into(),
-                at: payload.into(),
-                kind,
-                pad: [0; 3],
-            };
+            let raw =
+                RawRecord { lba: record.lba.into(), blocks: blocks.into(), at: payload.into(), kind, pad: [0; 3] };
             out[at..at + RECORD_BYTES].copy_from_slice(raw.as_bytes());
             at += RECORD_BYTES;
         }

@@ -1009,7 +1009,8 @@ impl Fleet {
             rounds += 1;
             assert!(rounds < 50_000, "it never comes to rest: {:?}", serving.volume.stats());
             let stats = serving.volume.stats();
-            let stored = stats.destaged_lsn == stats.accepted_lsn && serving.reads.is_empty() && serving.changes.is_empty();
+            let stored =
+                stats.destaged_lsn == stats.accepted_lsn && serving.reads.is_empty() && serving.changes.is_empty();
             let empty = serving.volume.table().position().seq == 0;
             let settled = serving.volume.checkpointed().is_some() && serving.volume.waits_for_checkpoint() == 0;
             if stored && (!tidy || (serving.volume.is_tidy() && serving.volume.is_swept() && (empty || settled))) {

@@ -746,11 +746,7 @@ impl World {
 
     fn start_log(&mut self, life: &mut Life, io: LogIo) {
         let client = &self.client;
-        self.history.observe(
-            &io.op,
-            |sector| client.source_of(sector),
-            |history, lsn| history.state(lsn, SECTORS),
-        );
+        self.history.observe(&io.op, |sector| client.source_of(sector), |history, lsn| history.state(lsn, SECTORS));
         self.disk.submit(io.id, &io.op);
         let covers = match &io.op {
             LogOp::Sync { segment } => {

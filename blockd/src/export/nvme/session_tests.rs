@@ -284,7 +284,8 @@ fn copies_of_whole_blocks_are_the_device_s() {
         let pdu = rig.capsule(command, &ranges);
         let (out, _) = rig.feed(&pdu);
         assert_eq!(rig.statuses(&out), [(cid, Status::SUCCESS)]);
-        rig.device.contents()[to as usize * 512..][..sources.iter().map(|s| usize::from(s.1) * 512).sum::<usize>()].to_vec()
+        rig.device.contents()[to as usize * 512..][..sources.iter().map(|s| usize::from(s.1) * 512).sum::<usize>()]
+            .to_vec()
     };
     // By the device, one range after the other.
     assert_eq!(copy(3, &[(8, 8), (0, 8)], 16), [[2; 4096], [1; 4096]].concat());
