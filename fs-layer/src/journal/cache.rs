@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Image;
 use crate::blocks::{BlockKind, Body};
 use crate::disk::{BLOCK_BYTES, BlockAddress, Disk};
+use crate::file::Buffer;
 use crate::layout::{Opened, RawBlock, open};
 use crate::vfs::{Result, VfsError};
 
@@ -45,9 +46,8 @@ const SHARDS: usize = 32;
 
 /// Blocks that are near the last one that was read: its neighbours may be next.
 const NEAR: u64 = 4096;
-/// How many blocks are read at once at first, where it seems worth it, and at most where that goes on. Powers of two.
-const GROUP_MIN: u64 = 32;
-const GROUP_MAX: u64 = 256;
+/// How many blocks are read at once where that seems worth it: so few that a disk which reads ahead by itself, as a file does, is not waited for.
+const GROUP: u64 = 16;
 
 struct Entry {
     /// `None`: freed, and to be discarded.
@@ -80,9 +80,6 @@ pub struct BlockCache {
 #[derive(Default)]
 struct Nearby {
     last: AtomicU64,
-    /// Where the last group ended, and how long the next one is if it goes on there.
-    end: AtomicU64,
-    next: AtomicU64,
 }
 
 impl Nearby {
@@ -92,14 +89,8 @@ impl Nearby {
         if last == 0 || at.abs_diff(last) > NEAR {
             return (at, 1);
         }
-        let goes_on = self.end.load(Ordering::Relaxed) == at;
-        let (first, count) = match goes_on {
-            true => (at, self.next.load(Ordering::Relaxed).clamp(GROUP_MIN, GROUP_MAX)),
-            false => (at & !(GROUP_MIN - 1), GROUP_MIN),
-        };
-        let end = (first + count).min(blocks).max(at + 1);
-        self.end.store(end, Ordering::Relaxed);
-        self.next.store(count * 2, Ordering::Relaxed);
+        let first = at & !(GROUP - 1);
+        let end = (first + GROUP).min(blocks).max(at + 1);
         (first, end - first)
     }
 }
@@ -150,7 +141,7 @@ impl BlockCache {
     /// The same, with its neighbours as far as they are of the same kind.
     fn load_group(&self, at: BlockAddress, kind: BlockKind, first: BlockAddress, count: u64) -> Result<Option<Image>> {
         let before: Vec<u64> = (0..SHARDS).map(|index| self.shard_at(index).changes).collect();
-        let mut blocks = vec![0; count as usize * BLOCK_BYTES];
+        let mut blocks = Buffer::new(count as usize * BLOCK_BYTES);
         if self.disk.read(first, &mut blocks).is_err() {
             // It may be a neighbour's fault.
             return self.load(at, kind);
