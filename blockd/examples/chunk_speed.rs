@@ -154,9 +154,12 @@ fn main() {
             let store = Arc::new(OneChunk(chunk.bytes.clone()));
             let cache = runtime.block_on(FrameCache::open(None, 64 << 20, 0)).unwrap();
             let reader = BlockReader::new(VOLUME, table, store, Some(cache)).with_keys(keys.clone());
-            reader.admit(&chunk);
             let lbas: Vec<u64> = chunk.index.extents.iter().flat_map(|e| e.lba..e.lba + e.blocks).collect();
             let mut out = vec![0; BLOCK];
+            for &lba in &lbas {
+                // Now the cache has it.
+                runtime.block_on(reader.read(lba, &mut out)).unwrap();
+            }
             let one = time(20_000, |_| {
                 let lba = lbas[rng.random_range(0..lbas.len())];
                 runtime.block_on(reader.read(lba, &mut out)).unwrap()

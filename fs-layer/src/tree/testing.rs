@@ -45,7 +45,8 @@ impl MemoryBlocks {
         (read.union(&changed).count(), changed.len())
     }
 
-    fn overwrite(&mut self, at: BlockAddress, change: impl FnOnce(&mut Body)) {
+    /// Puts bytes where no tree would.
+    pub fn overwrite(&mut self, at: BlockAddress, change: impl FnOnce(&mut Body)) {
         change(Arc::make_mut(&mut self.blocks.get_mut(&at).expect("a block").1));
     }
 }

@@ -1,10 +1,9 @@
-//! What an operation costs in a directory of a million entries, beside one of a thousand: at most twice as much for a client.
+//! What an operation costs in a directory of a million entries, beside one of a thousand, without the request that brings it.
 //!
 //! A lookup in a small directory finds everything in the processor's cache and takes less than half a microsecond; one in 60 MB of nodes waits for
-//! memory. So the least that a request costs on its way is added to both, and the bare figures are printed.
+//! memory. What a client sees of that is measured over FUSE (docs/performance.md).
 //!
-//! It takes a quiet minute, so it runs only when asked for:
-//! `cargo test --release -p fs-layer --test large_directory -- --ignored --nocapture`. `FS_ENTRIES=n` sets how many the large one has.
+//! `cargo run --release -p fs-layer --example large_directory`. `FS_ENTRIES=n` sets how many the large one has.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,9 +18,6 @@ const BATCH: u64 = 100;
 const ROUNDS: usize = 200;
 /// Names that one file gets; a directory of a million files needs gigabytes for their inodes, of which nothing here depends.
 const NAMES_OF_A_FILE: u64 = 60_000;
-
-/// The quickest answer to a request that was seen over FUSE, in nanoseconds.
-const REQUEST_NS: f64 = 6000.0;
 
 struct Directory {
     ino: Ino,
@@ -94,9 +90,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-#[test]
-#[ignore = "a measurement"]
-fn an_operation_costs_at_most_twice_as_much_in_a_large_directory() {
+fn main() {
     let large = std::env::var("FS_ENTRIES").map_or(1_000_000, |n| n.parse().expect("a number of entries"));
     let disk = Arc::new(MemoryDisk::new(1 << 24));
     mkfs(&*disk, &MkfsOptions::default()).unwrap();
@@ -116,14 +110,10 @@ fn an_operation_costs_at_most_twice_as_much_in_a_large_directory() {
             }
         }
     }
-    println!("{:34} {:>12} {:>12} {:>6} {:>12}", "nanoseconds, entries:", SMALL, large, "", "of requests");
-    let mut worst: (f64, &str) = (0.0, "");
+    println!("{:34} {:>12} {:>12} {:>6}", "nanoseconds, entries:", SMALL, large, "");
     for ((what, _), [small, large]) in OPERATIONS.iter().zip(nanoseconds) {
         let (small, large) = (median(small), median(large));
-        let of_requests = (large + REQUEST_NS) / (small + REQUEST_NS);
-        println!("{what:34} {small:12.0} {large:12.0} {:6.2} {of_requests:12.2}", large / small);
-        worst = if of_requests > worst.0 { (of_requests, what) } else { worst };
+        println!("{what:34} {small:12.0} {large:12.0} {:6.2}", large / small);
     }
-    assert!(worst.0 <= 2.0, "to {} costs {:.2} times as much", worst.1, worst.0);
     fs.close().unwrap();
 }
