@@ -206,13 +206,14 @@ impl Table {
 
 /// The account of a new chunk of which `live` blocks are mapped.
 pub(super) fn new_usage(index: &ChunkIndex, live: u32) -> Usage {
-    let data = |extent: &&ChunkExtent| matches!(extent.kind, ExtentKind::Data { .. });
+    let data = index.extents.iter().filter(|extent| matches!(extent.kind, ExtentKind::Data { .. })).count();
+    let rows = index.extent_rows() - data;
     Usage {
         live,
         total: index.frames.raw_blocks() as u32,
         stored: index.object_len(),
         birth: index.basis(),
-        tombs: (index.extent_rows() - index.extents.iter().filter(data).count()) as u32,
+        tombs: rows as u32,
         referred: false,
     }
 }
