@@ -514,14 +514,19 @@ fn a_newer_version_is_refused_and_says_so() {
     let block = &mut disk.segment(1)[..BLOCK];
     block[8] = 2;
     resum(block, None);
-    let newer = "log segment /wal/00000001.seg: log format version 2 is newer than this blockd understands; start a \
-                 newer blockd";
-    assert_eq!(scan(&disk, VOLUME, 0).unwrap_err().to_string(), newer);
+    let newer = |version| {
+        format!(
+            "log segment /wal/00000001.seg: log format version {version} is newer than this blockd understands; start a \
+             newer blockd"
+        )
+    };
+    assert_eq!(scan(&disk, VOLUME, 0).unwrap_err().to_string(), newer(2));
     let mut disk = golden_disk();
     let frame = &mut disk.segment(1)[BLOCK..2 * BLOCK];
-    frame[4] = 2;
+    // 2 is that of frames with references.
+    frame[4] = 3;
     resum(frame, Some(2));
-    assert_eq!(scan(&disk, VOLUME, 0).unwrap_err().to_string(), newer);
+    assert_eq!(scan(&disk, VOLUME, 0).unwrap_err().to_string(), newer(3));
 }
 
 #[test]

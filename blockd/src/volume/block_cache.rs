@@ -234,7 +234,7 @@ impl BlockCache {
             return;
         }
         let range = lba..lba + blocks;
-        if blocks > self.cache.len() as u64 {
+        if blocks > self.cache.weight() {
             self.cache.retain(|&key, entry| match entry {
                 Entry::Block(_) => !range.contains(&key),
                 Entry::Piece(piece) => range.end <= piece.lba || piece.lba + piece.blocks() <= range.start,
