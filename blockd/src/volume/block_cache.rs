@@ -65,7 +65,7 @@ struct Piece {
 
 impl Piece {
     fn key(lba: Lba) -> u64 {
-        PIECE_KEY | lba / PIECE_BLOCKS
+        PIECE_KEY | (lba / PIECE_BLOCKS)
     }
 
     fn blocks(&self) -> u64 {
@@ -79,7 +79,7 @@ impl Piece {
     }
 
     fn is_valid(&self, at: usize) -> bool {
-        self.valid[at / 64] & 1 << (at % 64) != 0
+        self.valid[at / 64] & (1 << (at % 64)) != 0
     }
 
     fn set_valid(&mut self, at: usize, valid: bool) {
@@ -172,7 +172,7 @@ impl BlockCache {
             Some(Entry::Piece(piece)) => piece.find(lba).is_some(),
             _ => false,
         };
-        self.cache.contains_key(&lba) || self.has_pieces && in_piece()
+        self.cache.contains_key(&lba) || (self.has_pieces && in_piece())
     }
 
     fn piece(&self, lba: Lba) -> Option<&Piece> {
@@ -356,7 +356,7 @@ mod tests {
         let mut cache = cache();
         for piece in 0..200 {
             cache.insert_run(piece * 256, &run_of(piece * 256, 256), |_| true);
-            cache.insert(1 << 30 | piece, &[0; BLOCK]);
+            cache.insert((1 << 30) | piece, &[0; BLOCK]);
             assert!(cache.bytes() <= 64 << 20);
         }
         assert!(cache.bytes() > 32 << 20);
