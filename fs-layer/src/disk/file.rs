@@ -218,7 +218,7 @@ mod tests {
         }
         // Large and aligned, past the page cache, sees what went through it.
         disk.write(7, &[99; BLOCK_BYTES]).unwrap();
-        let mut buffer = crate::file::Buffer::new(1 << 20);
+        let mut buffer = blockd::buf::AlignedBuf::for_overwrite(1 << 20);
         disk.read(7, &mut buffer).unwrap();
         assert!(buffer[..BLOCK_BYTES].iter().all(|byte| *byte == 99) && buffer[BLOCK_BYTES] == 2);
         disk.flush().unwrap();

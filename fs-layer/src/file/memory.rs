@@ -1,12 +1,13 @@
 //! Memory for the contents of files: aligned, so that disks can move it without a copy, and used again.
 //!
 //! Memory that the system has just given out costs more than filling it: each page is a fault. So what is let go of is kept for the next who needs
-//! it. [`Page`]s come from regions that are never given back, as many as the page cache ever had; of [`Buffer`]s a few are kept.
+//! it. [`Page`]s come from regions that are never given back, as many as the page cache ever had. Longer reads use [`AlignedBuf`].
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use blockd::buf::AlignedBuf;
 
 use crate::disk::BLOCK_BYTES;
 
@@ -57,18 +58,11 @@ impl Drop for Frame {
 }
 
 fn more(free: &mut Vec<Free>) {
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping of zeros, which touches no memory there is.
-    let region = unsafe { libc::mmap(std::ptr::null_mut(), REGION_BYTES, protection, flags, -1, 0) };
-    let region = if region == libc::MAP_FAILED { None } else { NonNull::new(region.cast::<Bytes>()) };
-    let Some(region) = region else {
-        handle_alloc_error(Layout::from_size_align(REGION_BYTES, PAGE_BYTES).expect("powers of two"))
-    };
+    let region = AlignedBuf::zeroed(REGION_BYTES);
+    // Never given back: its pages belong to the list from now on.
+    let region = Box::leak(Box::new(region));
     // The first is taken first, so that pages taken in a row follow each other.
-    free.extend((0..REGION_BYTES / PAGE_BYTES).rev().map(|index| {
-        // SAFETY: within the region.
-        Free(unsafe { region.add(index) })
-    }));
+    free.extend(region.as_chunks_mut::<PAGE_BYTES>().0.iter_mut().rev().map(|page| Free(NonNull::from(page))));
 }
 
 /// The contents of a block of a file. Cloning shares it.
@@ -121,95 +115,6 @@ impl Deref for Page {
     }
 }
 
-/// Buffers up to this size are kept for the next.
-const KEPT_BYTES: usize = 1 << 20;
-/// So many of them.
-const KEPT_MAX: usize = 16;
-
-static KEPT: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
-
-/// Sole owner of initialized memory, aligned to pages.
-struct Memory {
-    start: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: it is the only owner of its memory, as a box would be.
-unsafe impl Send for Memory {}
-// SAFETY: as above; shared access only reads.
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    fn new(bytes: usize) -> Memory {
-        let layout =
-            Layout::from_size_align(bytes.max(1), PAGE_BYTES).expect("a buffer is shorter than the address space");
-        // SAFETY: the layout has a size.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Memory { start, layout }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and nobody else has it.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
-    }
-}
-
-/// Aligned bytes for one request. What they are at first is not said.
-pub struct Buffer {
-    memory: Option<Memory>,
-    len: usize,
-}
-
-impl Buffer {
-    /// One of so many bytes.
-    pub fn new(len: usize) -> Buffer {
-        let kept = (len <= KEPT_BYTES).then(|| KEPT.lock().unwrap_or_else(PoisonError::into_inner).pop()).flatten();
-        let memory = kept.unwrap_or_else(|| Memory::new(if len <= KEPT_BYTES { KEPT_BYTES } else { len }));
-        Buffer { memory: Some(memory), len }
-    }
-
-    fn memory(&self) -> &Memory {
-        self.memory.as_ref().expect("it is there until the drop")
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        let memory = self.memory.take();
-        if self.len <= KEPT_BYTES {
-            let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-            if kept.len() < KEPT_MAX {
-                kept.extend(memory);
-            }
-        }
-    }
-}
-
-impl Deref for Buffer {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: so many initialized bytes at least, which this buffer owns.
-        unsafe { std::slice::from_raw_parts(self.memory().start.as_ptr(), self.len) }
-    }
-}
-
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.memory().start.as_ptr(), self.len) }
-    }
-}
-
-impl AsRef<[u8]> for Buffer {
-    fn as_ref(&self) -> &[u8] {
-        self
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_and_buffers_go_from_thread_to_thread() {
+    fn pages_go_from_thread_to_thread() {
         let pages: Vec<Page> = (0..2000_u32).map(|n| Page::of(&[n as u8; PAGE_BYTES])).collect();
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -239,9 +144,6 @@ mod tests {
                     for (n, mut page) in pages.into_iter().enumerate() {
                         page.make_mut()[0] ^= 1;
                         assert_eq!((page[0], page[1]), (n as u8 ^ 1, n as u8));
-                        let mut buffer = Buffer::new(n * 1000);
-                        buffer.fill(n as u8);
-                        assert!(buffer.as_ptr().addr().is_multiple_of(PAGE_BYTES));
                     }
                 });
             }

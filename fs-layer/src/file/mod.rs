@@ -6,5 +6,5 @@
 mod memory;
 mod pages;
 
-pub use memory::{Buffer, PAGE_BYTES, Page};
+pub use memory::{PAGE_BYTES, Page};
 pub use pages::{PageCache, Writing};

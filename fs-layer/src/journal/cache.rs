@@ -11,10 +11,11 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use blockd::buf::AlignedBuf;
+
 use super::Image;
 use crate::blocks::{BlockKind, Body};
 use crate::disk::{BLOCK_BYTES, BlockAddress, Disk};
-use crate::file::Buffer;
 use crate::layout::{Opened, RawBlock, open};
 use crate::vfs::{Result, VfsError};
 
@@ -141,7 +142,7 @@ impl BlockCache {
     /// The same, with its neighbours as far as they are of the same kind.
     fn load_group(&self, at: BlockAddress, kind: BlockKind, first: BlockAddress, count: u64) -> Result<Option<Image>> {
         let before: Vec<u64> = (0..SHARDS).map(|index| self.shard_at(index).changes).collect();
-        let mut blocks = Buffer::new(count as usize * BLOCK_BYTES);
+        let mut blocks = AlignedBuf::for_overwrite(count as usize * BLOCK_BYTES);
         if self.disk.read(first, &mut blocks).is_err() {
             // It may be a neighbour's fault.
             return self.load(at, kind);

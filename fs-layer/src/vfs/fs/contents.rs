@@ -1,5 +1,6 @@
 //! Reading and writing files.
 
+use blockd::buf::AlignedBuf;
 use bytes::{Bytes, BytesMut};
 use zerocopy::little_endian::{U16, U32};
 
@@ -9,7 +10,7 @@ use super::write_back::{blocks, field};
 use super::{Filesystem, now};
 use crate::disk::BLOCK_BYTES;
 use crate::extent::{self, FILE_BLOCKS_MAX, Mapping};
-use crate::file::{Buffer, PAGE_BYTES, Page};
+use crate::file::{PAGE_BYTES, Page};
 use crate::inode::Inode;
 use crate::journal::Tx;
 use crate::layout::{CONTENT_BYTES, Content};
@@ -71,7 +72,7 @@ impl Filesystem {
             let missing = self.missing(inode, block, last);
             let file_end = blocks(inode.size.get());
             let count = self.pages.read_ahead(inode.ino, block, missing).min(file_end - block);
-            let mut bytes = Buffer::new(count as usize * PAGE_BYTES);
+            let mut bytes = AlignedBuf::for_overwrite(count as usize * PAGE_BYTES);
             self.load_blocks(inode, block, &mut bytes)?;
             for (at, page) in (block..block + missing).zip(bytes.chunks_exact(PAGE_BYTES)) {
                 copy(at, page);
@@ -90,7 +91,7 @@ impl Filesystem {
     /// The same for many bytes, which go from the disk to where the reader gets them from. Whoever asks for so much asks ahead himself.
     fn read_large(&self, inode: &Inode, offset: u64, end: u64) -> Result<Bytes> {
         let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
-        let mut bytes = Buffer::new((last + 1 - first) as usize * PAGE_BYTES);
+        let mut bytes = AlignedBuf::for_overwrite((last + 1 - first) as usize * PAGE_BYTES);
         let mut block = first;
         while block <= last {
             let at = (block - first) as usize * PAGE_BYTES;

@@ -130,10 +130,7 @@ impl Filesystem {
                 pages.push(page);
                 expected += 1;
             }
-            match placed.runs.last_mut() {
-                Some((start, run)) if *start + run.len() as u64 == at => run.extend(pages),
-                _ => placed.runs.push((at, pages)),
-            }
+            append(&mut placed.runs, at, pages);
         }
         if changed {
             self.count_extents(&mut tx, inode, before)?;
@@ -300,7 +297,7 @@ impl Filesystem {
                     (extent.address_of(block), (extent.end() - block).min(wanted as u64) as usize)
                 }
             };
-            append(&mut runs, at, &dirty[index..index + count]);
+            append(&mut runs, at, dirty[index..index + count].iter().map(|(_, page)| &page[..]));
             index += count;
         }
         self.journal.disk().write_parts(&runs).map_err(|e| data_error(inode, from, &e))?;
@@ -335,12 +332,11 @@ impl Filesystem {
     }
 }
 
-/// Adds pages to the runs; one that continues the last run becomes part of it.
-fn append<'a>(runs: &mut Vec<(BlockAddress, Vec<&'a [u8]>)>, at: BlockAddress, pages: &'a [(u64, Page)]) {
-    let parts = pages.iter().map(|(_, page)| &page[..]);
+/// Adds pages to the runs; those that continue the last run become part of it.
+fn append<T>(runs: &mut Vec<(BlockAddress, Vec<T>)>, at: BlockAddress, pages: impl IntoIterator<Item = T>) {
     match runs.last_mut() {
-        Some((start, run)) if *start + run.len() as u64 == at => run.extend(parts),
-        _ => runs.push((at, parts.collect())),
+        Some((start, run)) if *start + run.len() as u64 == at => run.extend(pages),
+        _ => runs.push((at, pages.into_iter().collect())),
     }
 }
 
