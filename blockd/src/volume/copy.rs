@@ -183,7 +183,7 @@ impl Volume {
             }
             if !self.in_range((copy.to + copy.blocks - 1) * BLOCK_SIZE, 1) {
                 // The volume has become smaller.
-                self.fail_ticket(copy.ticket, IoError::OutOfRange);
+                self.end_ticket(copy.ticket, Err(IoError::OutOfRange));
                 return None;
             }
             // They stay what they are: nothing is appended to the source meanwhile.
@@ -311,7 +311,7 @@ impl Volume {
         let Some(PendingCopy { mut copy, frames }) = self.copies.remove(&id) else { return };
         self.unpin_all(&frames);
         match result {
-            _ if self.state != State::Open => self.fail_ticket(copy.ticket, IoError::Shutdown),
+            _ if self.state != State::Open => self.end_ticket(copy.ticket, Err(IoError::Shutdown)),
             Ok(found) => {
                 copy.found = found.into();
                 if let Some(append) = self.append(Append::Copy(copy)) {
@@ -323,14 +323,8 @@ impl Volume {
             Err(error) => {
                 let (from, message) = (copy.from * BLOCK_SIZE, &error.message);
                 tracing::error!(volume = %self.name, from, "copy failed: its source cannot be read: {message}");
-                self.fail_ticket(copy.ticket, IoError::Read(error.message));
+                self.end_ticket(copy.ticket, Err(IoError::Read(error.message)));
             }
-        }
-    }
-
-    fn fail_ticket(&mut self, ticket: u64, error: IoError) {
-        if let Some(token) = self.tickets.remove(&ticket).and_then(|ticket| ticket.token) {
-            self.complete(token, Err(error));
         }
     }
 

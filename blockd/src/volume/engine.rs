@@ -512,9 +512,7 @@ impl Volume {
         self.fail_held(IoError::Shutdown);
         let waiting: Vec<Append> = self.waiting.drain(..).collect();
         for append in waiting {
-            if let Some(token) = self.tickets.remove(&append.ticket()).and_then(|t| t.token) {
-                self.complete(token, Err(IoError::Shutdown));
-            }
+            self.end_ticket(append.ticket(), Err(IoError::Shutdown));
         }
     }
 

@@ -343,6 +343,13 @@ impl Volume {
         }
     }
 
+    /// Answers a write of which nothing more is to be appended, and that does not wait for the log.
+    pub(super) fn end_ticket(&mut self, id: u64, result: Result<Outcome, IoError>) {
+        if let Some(token) = self.tickets.remove(&id).and_then(|ticket| ticket.token) {
+            self.complete(token, result);
+        }
+    }
+
     fn append_merge(&mut self, mut merge: Merge) -> Option<Append> {
         let (lba, blocks) = blocks_of(merge.offset, merge.data.len() as u64);
         if !self.make_room(blocks as usize) {
@@ -378,9 +385,7 @@ impl Volume {
             return None;
         }
         if merge.expected.is_some_and(|expected| buf[start..end] != expected[..]) {
-            if let Some(token) = self.tickets.remove(&merge.ticket).and_then(|ticket| ticket.token) {
-                self.complete(token, Ok(Outcome::Mismatch));
-            }
+            self.end_ticket(merge.ticket, Ok(Outcome::Mismatch));
             return None;
         }
         buf[start..end].copy_from_slice(&merge.data);
@@ -435,9 +440,7 @@ impl Volume {
                 IoError::Read(error.message)
             }
         };
-        if let Some(token) = self.tickets.remove(&merge.ticket).and_then(|t| t.token) {
-            self.complete(token, Err(error));
-        }
+        self.end_ticket(merge.ticket, Err(error));
     }
 
     /// Where a block that is not in memory is to be fetched from; the table when it is in memory by now, which is then
