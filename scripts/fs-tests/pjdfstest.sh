@@ -1,29 +1,11 @@
 #!/usr/bin/env bash
 # pjdfstest over FUSE, as root. What may fail stands in pjdfstest.expected, each with its reason.
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/pjdfstest-config.sh"
 
 pjdfstest=$(tool pjdfstest 0.2.2)
 expected=$(sed -n 's/^\([a-z0-9_:]\+\) .*/    "\1",/p' "$(dirname "$0")/pjdfstest.expected")
-cat >"$work/pjdfstest.toml" <<TOML
-[features]
-posix_fallocate = {}
-rename_ctime = {}
-utime_now = {}
-utimensat = {}
-
-[settings]
-naptime = 0.01
-allow_remount = REMOUNT
-expected_failures = [
-$expected
-]
-
-[dummy_auth]
-entries = [
-    ["nobody", "nogroup"],
-    ["daemon", "daemon"],
-]
-TOML
+pjdfstest_config 0.01 "$expected" posix_fallocate >"$work/pjdfstest.toml"
 
 fs_make
 fs_mount

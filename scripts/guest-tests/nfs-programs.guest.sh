@@ -1,5 +1,6 @@
 #!/bin/bash
 . /share/guest-lib.sh
+. /share/pjdfstest-config.sh
 
 export GIT_CONFIG_GLOBAL=/dev/null GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@t GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t@t
 export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*' PYTHONDONTWRITEBYTECODE=1
@@ -29,26 +30,8 @@ mount_again() {
 run_pjdfstest() {
     local expected
     expected=$(awk -v version="$version" '!/^#/ && NF && index("," $1 ",", "," version ",") { printf "    \"%s\",\n", $2 }' /share/pjdfstest.expected)
-    cat >/tmp/pjdfstest.toml <<TOML
-[features]
-$(has_space && echo 'posix_fallocate = {}')
-rename_ctime = {}
-utime_now = {}
-utimensat = {}
-
-[settings]
-naptime = 0.02
-allow_remount = REMOUNT
-expected_failures = [
-$expected
-]
-
-[dummy_auth]
-entries = [
-    ["nobody", "nogroup"],
-    ["daemon", "daemon"],
-]
-TOML
+    # shellcheck disable=SC2046
+    pjdfstest_config 0.02 "$expected" $(! has_space || echo posix_fallocate) >/tmp/pjdfstest.toml
     # As over FUSE, those that remount go by themselves.
     if [ -n "$PJDFSTEST" ]; then
         pjdfstest false "$PJDFSTEST"

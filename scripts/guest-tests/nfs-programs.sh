@@ -9,7 +9,7 @@ for program in "pjdfstest 0.2.2" "fsx 0.3.2"; do
     # shellcheck disable=SC2086
     cp "$("$root/scripts/fs-tests/tool" $program)" "$work/share/"
 done
-cp "$root"/scripts/fs-tests/{mapped.py,writer.py} "$here/pjdfstest.expected" "$work/share/"
+cp "$root"/scripts/fs-tests/{mapped.py,writer.py,pjdfstest-config.sh} "$here/pjdfstest.expected" "$work/share/"
 
 # A real C project, with a Makefile and a test of its own: bzip2, which a crate that is compiled anyway brings. As a git repository.
 bzip2=$(cargo metadata --manifest-path "$root/Cargo.toml" --locked --format-version 1 |
