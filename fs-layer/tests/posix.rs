@@ -215,6 +215,45 @@ fn a_clone_has_the_holes_of_its_source_and_none_of_its_own_data() {
 }
 
 #[test]
+fn a_clone_and_its_source_go_separate_ways() {
+    let disk = disk();
+    let fs = open(&disk);
+    let (from, to) = (file(&fs, ROOT, "from"), file(&fs, ROOT, "to"));
+    let read = |ino, at, len| fs.read(ino, at, len).expect("read").data.to_vec();
+    fs.write(&root(), from, WriteAt::Offset(0), &[1; 100_000]).expect("write");
+    // Cut, so that the disk has something behind the end.
+    fs.fsync(from, false).expect("fsync");
+    let cut = SetAttributes { size: Some(99_000), ..SetAttributes::default() };
+    fs.setattr(&root(), from, &cut, true).expect("cut");
+    assert_eq!(fs.clone_range(&root(), (from, 0), (to, 4096), 0).expect("clone"), 99_000);
+    let grown = SetAttributes { size: Some(200_000), ..SetAttributes::default() };
+    fs.setattr(&root(), to, &grown, true).expect("grow");
+    assert_eq!(read(to, 0, 4096), vec![0; 4096]);
+    assert_eq!(read(to, 4096, 99_000), vec![1; 99_000]);
+    assert_eq!(read(to, 4096 + 99_000, 200_000), vec![0; 200_000 - 99_000 - 4096]);
+    fs.write(&root(), from, WriteAt::Offset(8192), &[2; 4096]).expect("write");
+    fs.write(&root(), to, WriteAt::Offset(4096), &[3; 10]).expect("write");
+    fs.sync().expect("sync");
+    assert_eq!((read(from, 0, 10), read(to, 4096 + 8192, 10)), (vec![1; 10], vec![1; 10]));
+    // Within one file, over what is there and what is not written yet.
+    fs.write(&root(), to, WriteAt::Offset(12_288), &[4; 8192]).expect("write");
+    fs.clone_range(&root(), (to, 4096), (to, 16_384), 12_288).expect("clone");
+    assert_eq!(read(to, 16_384, 20_480), [vec![3; 10], vec![1; 8182], vec![4; 4096], vec![1; 8192]].concat()[..20_480]);
+    for (at, target, len) in
+        [(1, 0, 4096), (0, 1, 4096), (0, 0, 4096), (4096, 0, 100), (0, 4096, 8192), (0, 8192, 1 << 30)]
+    {
+        assert_eq!(errno(fs.clone_range(&root(), (to, at), (to, target), len)), libc::EINVAL, "{at} {target} {len}");
+    }
+    fs.unlink(&root(), ROOT, b"from").expect("unlink");
+    fs.sync().expect("sync");
+    assert_eq!(read(to, 8192 + 4096 * 5, 4096), vec![1; 4096]);
+    assert_eq!(errno(fs.clone_range(&root(), (ROOT, 0), (to, 0), 4096)), libc::EISDIR);
+    fs.close().expect("close");
+    let found = fs_layer::check::check(&*disk, Default::default(), &mut |_| ()).expect("check");
+    assert!(found.is_clean(), "{:#?}", found.problems);
+}
+
+#[test]
 fn permissions_hold() {
     let disk = disk();
     let fs = open(&disk);

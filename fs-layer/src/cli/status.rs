@@ -95,9 +95,10 @@ fn render(before: &Status, now: &Status, between: Duration) -> String {
     let flush_us = now.on_disk.flush_us.saturating_sub(before.on_disk.flush_us);
     let _ = writeln!(
         text,
-        "disk/s   read {}, written {}, discarded {}, {:.0} flushes{}",
+        "disk/s   read {}, written {}, shared {}, discarded {}, {:.0} flushes{}",
         bytes(rate(|s| s.on_disk.read_bytes)),
         bytes(rate(|s| s.on_disk.write_bytes)),
+        bytes(rate(|s| s.on_disk.remap_bytes)),
         bytes(rate(|s| s.on_disk.discard_bytes)),
         flushes as f64 / elapsed,
         flush_us.checked_div(flushes).map_or_else(String::new, |each| format!(" of {each} µs")),

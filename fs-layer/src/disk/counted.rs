@@ -28,6 +28,8 @@ pub struct DiskCounts {
     pub flush_us: u64,
     /// Bytes discarded.
     pub discard_bytes: u64,
+    /// Bytes that were shared instead of copied.
+    pub remap_bytes: u64,
     /// Calls that failed.
     pub errors: u64,
 }
@@ -41,6 +43,7 @@ struct Counters {
     flushes: AtomicU64,
     flush_us: AtomicU64,
     discard_bytes: AtomicU64,
+    remap_bytes: AtomicU64,
     errors: AtomicU64,
     /// What reads took lately, in microseconds.
     read_us: AtomicU64,
@@ -74,6 +77,7 @@ impl CountedDisk {
             flushes: of.flushes.load(Relaxed),
             flush_us: of.flush_us.load(Relaxed),
             discard_bytes: of.discard_bytes.load(Relaxed),
+            remap_bytes: of.remap_bytes.load(Relaxed),
             errors: of.errors.load(Relaxed),
         }
     }
@@ -147,7 +151,13 @@ impl Disk for CountedDisk {
         self.counted(self.disk.discard(at, count))
     }
 
+    fn can_remap(&self) -> bool {
+        self.disk.can_remap()
+    }
+
     fn remap(&self, from: BlockAddress, to: BlockAddress, count: u64) -> io::Result<()> {
-        self.disk.remap(from, to, count)
+        about_to_wait();
+        self.counters.remap_bytes.fetch_add(count.saturating_mul(BLOCK_BYTES as u64), Relaxed);
+        self.counted(self.disk.remap(from, to, count))
     }
 }

@@ -1,6 +1,6 @@
 //! A volume in a bucket, with blockd's daemon in this process.
 //!
-//! The daemon is the whole of `blockd serve`, on a data directory of its own; we are its client through a Unix socket like any other, so
+//! The daemon is the whole of `blockd serve`, on a data directory of its own; we are its client through Unix sockets like any other, so
 //! nothing here depends on how volumes work. Other blockd commands find it by `--data`, for snapshots for instance.
 //!
 //! At the end the tree goes first, then the connections, then the daemon, which closes its volumes.
@@ -61,3 +61,5 @@ impl Engine {
 
 #[cfg(feature = "engine")]
 mod running;
+#[cfg(feature = "engine")]
+mod sharing;

@@ -74,4 +74,21 @@ impl Disk for MemoryDisk {
         }
         Ok(())
     }
+
+    fn can_remap(&self) -> bool {
+        true
+    }
+
+    fn remap(&self, from: BlockAddress, to: BlockAddress, count: u64) -> io::Result<()> {
+        self.check(from, count)?;
+        self.check(to, count)?;
+        let mut written = self.written.write().unwrap_or_else(PoisonError::into_inner);
+        for index in 0..count {
+            match written.get(&(from + index)).cloned() {
+                Some(block) => written.insert(to + index, block),
+                None => written.remove(&(to + index)),
+            };
+        }
+        Ok(())
+    }
 }

@@ -61,10 +61,16 @@ pub trait Disk: Send + Sync {
     /// Discards `count` blocks: they read as zeros and cost nothing from now on.
     fn discard(&self, at: BlockAddress, count: u64) -> io::Result<()>;
 
-    /// Lets `count` blocks from `to` on hold what those from `from` on hold now, without moving data. The ranges do not overlap.
+    /// Whether [`Disk::remap`] works.
+    fn can_remap(&self) -> bool {
+        false
+    }
+
+    /// Lets `count` blocks from `to` on hold what those from `from` on hold now, without moving data. The ranges do not overlap. Durable
+    /// like a write.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Unsupported`] where the disk can't; the caller then copies.
+    /// [`io::ErrorKind::Unsupported`] where the disk can't.
     fn remap(&self, from: BlockAddress, to: BlockAddress, count: u64) -> io::Result<()> {
         let _ = (from, to, count);
         Err(io::ErrorKind::Unsupported.into())

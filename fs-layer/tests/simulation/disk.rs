@@ -190,4 +190,18 @@ impl Disk for CrashDisk {
         }
         Ok(())
     }
+
+    fn can_remap(&self) -> bool {
+        true
+    }
+
+    /// Like writes of what is read now, so that a crash leaves parts of it.
+    fn remap(&self, from: BlockAddress, to: BlockAddress, count: u64) -> io::Result<()> {
+        for index in 0..count {
+            let mut block = [0; BLOCK_BYTES];
+            self.read(from + index, &mut block)?;
+            self.write(to + index, &block)?;
+        }
+        Ok(())
+    }
 }

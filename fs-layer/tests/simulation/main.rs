@@ -240,7 +240,7 @@ impl Simulation {
                 let judged = self.judge(&what, &result, model);
                 self.done(what, judged, after, &source.into_iter().collect::<Vec<_>>())
             }
-            40..62 => {
+            40..59 => {
                 let Some(ino) = self.pick(&files) else { return true };
                 let size = self.model.node(ino).expect("picked").data.len();
                 let len = match self.random.random_range(0..4) {
@@ -265,6 +265,25 @@ impl Simulation {
                 let what = format!("write {ino} {offset}+{len}");
                 let judged = self.judge(&what, &result, model);
                 self.done(what, judged, after, &[ino])
+            }
+            59..62 => {
+                let (Some(from), Some(to)) = (self.pick(&files), self.pick(&files)) else { return true };
+                let size = self.model.node(from).expect("picked").data.len();
+                let block = |random: &mut SmallRng, below: usize| random.random_range(0..=below / 4096) * 4096;
+                let at = block(&mut self.random, size);
+                let target = if self.random.random_bool(0.3) { 0 } else { block(&mut self.random, FILE_MAX / 2) };
+                let len = match self.random.random_bool(0.6) {
+                    true => size - at,
+                    false => block(&mut self.random, size - at),
+                };
+                if len == 0 || target + len > FILE_MAX {
+                    return true;
+                }
+                let result = fs.clone_range(&who(), (Ino(from), at as u64), (Ino(to), target as u64), len as u64);
+                let model = after.clone_range((from, at), (to, target), len);
+                let what = format!("clone {from} {at}+{len} to {to} {target}");
+                let judged = self.judge(&what, &result, model);
+                self.done(what, judged, after, &[to])
             }
             62..69 => {
                 let Some(ino) = self.pick(&files) else { return true };

@@ -168,6 +168,18 @@ impl Model {
         Some(())
     }
 
+    pub fn clone_range(&mut self, from: (u64, usize), to: (u64, usize), len: usize) -> Outcome {
+        let source = self.node(from.0)?.data.clone();
+        let behind = self.node(to.0)?.data.len() > to.1 + len;
+        if len % 4096 != 0 && (from.1 + len != source.len() || behind) {
+            return None;
+        }
+        if from.0 == to.0 && from.1 < to.1 + len && to.1 < from.1 + len {
+            return None;
+        }
+        self.write(to.0, to.1, &source[from.1..from.1 + len])
+    }
+
     pub fn truncate(&mut self, ino: u64, size: usize) -> Outcome {
         Arc::make_mut(&mut self.edit(ino)?.data).resize(size, 0);
         Some(())

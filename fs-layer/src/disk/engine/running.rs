@@ -14,6 +14,7 @@ use clap::{Args, Command, FromArgMatches};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
+use super::sharing::EngineDisk;
 use super::{Engine, EngineOptions, VOLUME_BYTES};
 use crate::disk::nbd::{NbdDisk, NbdError, NbdOptions, NbdUrl};
 
@@ -31,7 +32,7 @@ impl Engine {
     ///
     /// # Errors
     /// Whatever keeps the daemon from serving; and if there is no such volume.
-    pub fn start(options: &EngineOptions) -> anyhow::Result<(Engine, NbdDisk)> {
+    pub fn start(options: &EngineOptions) -> anyhow::Result<(Engine, EngineDisk)> {
         let data = std::path::absolute(&options.data)
             .context("cannot tell the working directory; give --data as a whole path")?;
         std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
@@ -49,7 +50,11 @@ impl Engine {
             .context("cannot start a thread for the engine")?;
         let running = Running { stop, thread };
         let url = NbdUrl::Unix { socket: data.join("nbd.sock"), export: options.volume.clone() };
-        match connect(&running, options, &data, &url) {
+        let disk = connect(&running, options, &data, &url).and_then(|disk| {
+            let client = Client::new(data.join("admin.sock"), &data);
+            EngineDisk::new(disk, client, options.volume.clone()).context("cannot start a thread for the engine")
+        });
+        match disk {
             Ok(disk) => Ok((Engine { running }, disk)),
             // What the daemon itself said is better than that it can't be reached.
             Err(error) if running.thread.is_finished() => Err(running.join().err().unwrap_or(error)),

@@ -15,8 +15,8 @@ use crate::inode::Inode;
 use crate::journal::Tx;
 use crate::layout::{CONTENT_BYTES, Content};
 use crate::vfs::{
-    Attributes, Credentials, FILE_SIZE_MAX, Fallocate, FileKind, Ino, ReadData, Result, Seek, SetAttributes, VfsError,
-    WriteAt, Written,
+    Attributes, Credentials, FILE_SIZE_MAX, Fallocate, FileKind, Ino, ReadData, Result, Seek, VfsError, WriteAt,
+    Written,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -25,7 +25,7 @@ const LARGE: u64 = 128 << 10;
 
 impl Filesystem {
     /// A regular file; its lock is held.
-    fn load_file(&self, ino: Ino) -> Result<Inode> {
+    pub(super) fn load_file(&self, ino: Ino) -> Result<Inode> {
         let inode = self.load(ino)?;
         match inode.kind() {
             Some(FileKind::File) => Ok(inode),
@@ -233,7 +233,7 @@ impl Filesystem {
     }
 
     /// What writing does to a file beside its contents.
-    fn touch_written(&self, who: &Credentials, tx: &mut Tx<'_>, inode: &mut Inode) -> Result<()> {
+    pub(super) fn touch_written(&self, who: &Credentials, tx: &mut Tx<'_>, inode: &mut Inode) -> Result<()> {
         let body = inode.edit();
         body.touch_contents(now());
         if who.uid != 0 {
@@ -351,7 +351,7 @@ impl Filesystem {
     }
 
     /// Writes all dirty pages of a file back whose lock is held.
-    fn write_back_whole(&self, inode: &mut Inode, out: bool) -> Result<()> {
+    pub(super) fn write_back_whole(&self, inode: &mut Inode, out: bool) -> Result<()> {
         let mut from = 0;
         while let Some(next) = self.pages.next_dirty(inode.ino, from) {
             from = self.write_back_some(inode, next, out)?;
@@ -397,7 +397,7 @@ impl Filesystem {
     }
 
     /// Lets a file have a map in its inode instead of its data.
-    fn leave_inode(&self, inode: &mut Inode) -> Result<()> {
+    pub(super) fn leave_inode(&self, inode: &mut Inode) -> Result<()> {
         if inode.content_len.get() > 0 {
             let page = self.page(inode, 0)?;
             self.pages.write(inode.ino, 0, || page, |_| ());
@@ -469,61 +469,5 @@ impl Filesystem {
             };
             return Ok(found.map(|block| (block.min(FILE_BLOCKS_MAX) * BLOCK).max(offset)));
         }
-    }
-
-    pub(super) fn do_clone(&self, who: &Credentials, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64> {
-        if !from.1.is_multiple_of(BLOCK) || !to.1.is_multiple_of(BLOCK) {
-            return Err(VfsError::Invalid);
-        }
-        let size = {
-            let _guard = self.shared(from.0)?;
-            self.load_file(from.0)?.size.get()
-        };
-        let len = if len == 0 { size.saturating_sub(from.1) } else { len };
-        let end = from.1.checked_add(len).ok_or(VfsError::Invalid)?;
-        let target_end = to.1.checked_add(len).ok_or(VfsError::Invalid)?;
-        if end > size || !len.is_multiple_of(BLOCK) && end != size {
-            return Err(VfsError::Invalid);
-        }
-        if from.0 == to.0 && from.1 < target_end && to.1 < end {
-            return Err(VfsError::Invalid);
-        }
-        if target_end > FILE_SIZE_MAX {
-            return Err(VfsError::TooLarge);
-        }
-        let mut done = 0;
-        while done < len {
-            let data = match self.do_seek(from.0, from.1 + done, Seek::Data) {
-                Ok(at) => (at - from.1).min(len),
-                Err(VfsError::NoSuchAddress) => len,
-                Err(e) => return Err(e),
-            };
-            if data > done {
-                self.do_fallocate(who, to.0, Fallocate::PunchHole, to.1 + done, data - done)?;
-                done = data;
-                continue;
-            }
-            let hole = match self.do_seek(from.0, from.1 + done, Seek::Hole) {
-                Ok(at) => (at - from.1).min(len),
-                Err(VfsError::NoSuchAddress) => break,
-                Err(e) => return Err(e),
-            };
-            while done < hole {
-                let now = (hole - done).min(1 << 20) as u32;
-                let read = self.do_read(from.0, from.1 + done, now)?;
-                if read.data.is_empty() {
-                    // It was cut meanwhile.
-                    return Ok(done);
-                }
-                self.do_write(who, to.0, WriteAt::Offset(to.1 + done), &read.data)?;
-                done += read.data.len() as u64;
-            }
-        }
-        if self.do_getattr(to.0)?.size < to.1 + done {
-            // A hole at the end.
-            let size = SetAttributes { size: Some(to.1 + done), ..SetAttributes::default() };
-            self.do_setattr(who, to.0, &size, true)?;
-        }
-        Ok(done)
     }
 }

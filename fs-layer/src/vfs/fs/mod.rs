@@ -6,6 +6,7 @@
 //! opening finishes what was left.
 
 mod attributes;
+mod clone;
 mod contents;
 mod file_locks;
 mod implement;

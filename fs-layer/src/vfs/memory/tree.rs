@@ -624,7 +624,8 @@ impl Tree {
         let size = source.contents.size;
         let len = if len == 0 { size.saturating_sub(from.1) } else { len };
         let end = from.1.checked_add(len).filter(|end| *end <= size).ok_or(VfsError::Invalid)?;
-        if !from.1.is_multiple_of(4096) || !to.1.is_multiple_of(4096) || (len % 4096 != 0 && end != size) {
+        let behind = self.node(to.0)?.contents.size > to.1.saturating_add(len);
+        if !from.1.is_multiple_of(4096) || !to.1.is_multiple_of(4096) || (len % 4096 != 0 && (end != size || behind)) {
             return Err(VfsError::Invalid);
         }
         if from.0 == to.0 && from.1 < to.1.saturating_add(len) && to.1 < from.1.saturating_add(len) {
