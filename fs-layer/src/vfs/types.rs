@@ -8,6 +8,10 @@ pub const NAME_MAX: usize = 255;
 pub const SYMLINK_MAX: usize = 4095;
 /// The greatest size of a file, in bytes: 16 TiB.
 pub const FILE_SIZE_MAX: u64 = 16 << 40;
+
+/// Whoever is asked to copy, and may choose, shares from so many bytes on ([`Vfs::clone_range`](super::Vfs::clone_range)): of less, moving the
+/// data costs less than asking the disk.
+pub const SHARE_BYTES_MIN: u64 = 128 << 10;
 /// The greatest number of names a file can have.
 pub const LINK_MAX: u32 = 65_000;
 /// The largest value of an extended attribute, in bytes.

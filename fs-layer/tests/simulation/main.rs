@@ -40,6 +40,8 @@ struct Simulation {
     held: BTreeSet<u64>,
     /// Of the operation that runs.
     request: u64,
+    /// Whether nobody knows if the last operation happened.
+    unsure: bool,
     log: Vec<String>,
 }
 
@@ -67,6 +69,7 @@ impl Simulation {
             base: 0,
             held: BTreeSet::new(),
             request: 0,
+            unsure: false,
             log: Vec::new(),
         };
         simulation.fs = Some(simulation.open().expect("the first opening"));
@@ -126,7 +129,10 @@ impl Simulation {
                         let versions = self.contents.entry(*ino).or_insert_with(|| vec![old]);
                         versions.push(new.data.clone());
                     }
-                    self.touched.insert(*ino, self.base + self.states.len());
+                    // A file renamed to itself is left alone.
+                    if after != self.model {
+                        self.touched.insert(*ino, self.base + self.states.len());
+                    }
                 }
                 self.model = after.clone();
                 self.states.push(after);
@@ -134,6 +140,7 @@ impl Simulation {
             }
             Some(false) => true,
             None => {
+                self.unsure = true;
                 for ino in changed {
                     if let Some(new) = after.node(*ino) {
                         let old = self.model.node(*ino).map(|old| old.data.clone()).unwrap_or_default();
@@ -408,7 +415,7 @@ impl Simulation {
                         return false;
                     }
                     self.contents.remove(&ino);
-                    self.durable_from(self.touched[&ino]);
+                    self.durable_from(self.touched.get(&ino).copied().unwrap_or(0));
                 }
                 let mut after = self.model.clone();
                 let set = SetAttributes { size: Some((cut + 6000) as u64), ..SetAttributes::default() };
@@ -431,7 +438,7 @@ impl Simulation {
             _ => {
                 let Some(ino) = self.pick(&files) else { return true };
                 let data = self.model.node(ino).expect("picked").data.clone();
-                match fs.read(Ino(ino), 0, FILE_MAX as u32) {
+                match fs.read(Ino(ino), 0, 2 * FILE_MAX as u32) {
                     Ok(read) if read.data[..] == data[..] => true,
                     Ok(read) => {
                         let at = read.data.iter().zip(data.iter()).position(|(a, b)| a != b);
@@ -574,6 +581,7 @@ impl Simulation {
         self.states = vec![found];
         self.contents.clear();
         self.touched.clear();
+        self.unsure = false;
     }
 
     fn compare_data(&self, ino: u64, found: &[u8]) {
@@ -633,7 +641,8 @@ fn run(seed: u64) {
             let fs = simulation.fs();
             if fs.close().is_ok() && !simulation.disk.is_down() {
                 simulation.contents.clear();
-                simulation.durable_from(simulation.base + simulation.states.len() - 1);
+                let last = simulation.base + simulation.states.len() - 1;
+                simulation.durable_from(last - usize::from(simulation.unsure));
             }
         }
         simulation.recover();

@@ -24,7 +24,7 @@ use super::{FuseOptions, Sharing};
 use crate::disk::BLOCK_BYTES;
 use crate::vfs::{
     Access, Attributes, Credentials, Fallocate, FileKind, FileLock, Ino, LockSpace, Made, Make, NAME_MAX,
-    NewAttributes, Rename, Result, Seek, SetAttributes, SetXattr, Vfs, VfsError, WriteAt,
+    NewAttributes, Rename, Result, SHARE_BYTES_MIN, Seek, SetAttributes, SetXattr, Vfs, VfsError, WriteAt,
 };
 
 /// Bytes of one read or write request.
@@ -178,7 +178,7 @@ impl FuseTree {
             let shared = len.min(CLONE_BYTES_MAX);
             let shared = if to_end && shared == len { shared } else { shared & !(BLOCK_BYTES as u64 - 1) };
             let overlap = from.0 == to.0 && from.1.abs_diff(to.1) < shared;
-            if shared > 0 && !overlap {
+            if shared >= SHARE_BYTES_MIN && !overlap {
                 match self.tree.clone_range(&system, from, to, shared) {
                     Err(VfsError::NotSupported | VfsError::Invalid) => {}
                     other => return other,

@@ -5,7 +5,7 @@ use crate::export::nfs4::compound::Compound;
 use crate::export::nfs4::state::open::{READ, WRITE};
 use crate::export::nfs4::status::{Nfs4Error, Status};
 use crate::export::nfs4::xdr::{Reader, Writer};
-use crate::vfs::{FILE_SIZE_MAX, Fallocate, Ino, Seek, VfsError, WriteAt};
+use crate::vfs::{FILE_SIZE_MAX, Fallocate, Ino, SHARE_BYTES_MIN, Seek, VfsError, WriteAt};
 
 /// Bytes that one COPY moves where nothing can be shared; the client asks for the rest.
 const COPY_MAX: u64 = 64 << 20;
@@ -112,14 +112,14 @@ pub fn copy(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<
     Ok(())
 }
 
-/// Shares whole blocks, if the range is made of such.
+/// Shares whole blocks, if the range is made of such and long enough.
 fn share(c: &Compound<'_>, from: (Ino, u64), to: (Ino, u64), count: u64, size: u64) -> Status<Option<u64>> {
     let whole = from.1.is_multiple_of(BLOCK)
         && to.1.is_multiple_of(BLOCK)
         && (count.is_multiple_of(BLOCK) || from.1 + count == size);
     // An end within a block would cut what the target has behind it.
     let behind = !count.is_multiple_of(BLOCK) && c.shared.vfs.getattr(to.0)?.size > to.1 + count;
-    if count == 0 || !whole || behind {
+    if count < SHARE_BYTES_MIN || !whole || behind {
         return Ok(None);
     }
     match c.shared.vfs.clone_range(&c.who, from, to, count) {
