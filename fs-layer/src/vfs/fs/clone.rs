@@ -50,10 +50,11 @@ impl Filesystem {
         Ok((first, second))
     }
 
-    /// Lets the target share what the source has, unless that is in its inode. The locks are held.
+    /// Lets the target share what the source has, unless one write does the same. The locks are held.
     fn share(&self, who: &Credentials, source: &mut Inode, at: u64, to: (Ino, u64), len: u64) -> Result<bool> {
         self.write_back_whole(source, false)?;
-        if source.content_kind() != Some(Content::Extents) {
+        let in_inode = source.content_kind() == Some(Content::Inline);
+        if in_inode && !source.inline().is_empty() && Self::fits_inline(source.size.get()) {
             return Ok(false);
         }
         let (mut pieces, mapped) = self.written(source, at / BLOCK, blocks(at + len))?;
@@ -62,10 +63,14 @@ impl Filesystem {
         let mut target = self.load_file(to.0)?;
         let (end, size) = (to.1 + len, target.size.get());
         if mapped > 0 {
+            let disk = self.journal.disk();
             let mut address = self.tx().allocate(mapped)?;
             for piece in &mut pieces {
-                let remapped = self.journal.disk().remap(piece.address, address, piece.count.into());
-                remapped.map_err(|e| data_error(source, piece.start, &e))?;
+                let done = match in_inode {
+                    true => disk.write(address, &block_of(source.inline())),
+                    false => disk.remap(piece.address, address, piece.count.into()),
+                };
+                done.map_err(|e| data_error(source, piece.start, &e))?;
                 piece.start = piece.start - at / BLOCK + to.1 / BLOCK;
                 piece.address = address;
                 address += u64::from(piece.count);
@@ -86,6 +91,12 @@ impl Filesystem {
 
     /// What is written of a range of a file's blocks, in order, and how many blocks that is.
     fn written(&self, inode: &Inode, first: u64, end: u64) -> Result<(Vec<Extent>, u64)> {
+        if inode.content_kind() != Some(Content::Extents) {
+            // A short beginning of a long file may be in the inode; it gets an address with the clone.
+            let beginning = Extent { start: 0, address: 0, count: 1, unwritten: false, before: 0, after: 0 };
+            let there = first == 0 && !inode.inline().is_empty();
+            return Ok(if there { (vec![beginning], 1) } else { (Vec::new(), 0) });
+        }
         let (mut pieces, mut mapped) = (Vec::new(), 0);
         extent::list(&self.journal, &inode.content, first, |extent| {
             if extent.start >= end {
@@ -182,6 +193,13 @@ impl Filesystem {
         }
         Ok(done)
     }
+}
+
+/// The block that begins with these bytes.
+fn block_of(bytes: &[u8]) -> [u8; BLOCK_BYTES] {
+    let mut block = [0; BLOCK_BYTES];
+    block[..bytes.len()].copy_from_slice(bytes);
+    block
 }
 
 /// How many bytes a clone is of, if it may be; see [`Vfs::clone_range`](crate::vfs::Vfs::clone_range).
