@@ -10,6 +10,7 @@ use blockd::checkpoint::make::Ask;
 use blockd::checkpoint::{Keeper, Made, collect};
 use blockd::chunk::{ChunkDraft, ChunkName, Codec, Piece};
 use blockd::manifest::{self, EpochStart, Manifest};
+use blockd::outgoing::Outgoing;
 use blockd::store::{self, CountedStore, ObjectStore, PutMode, StoreConfig};
 use blockd::table::{Table, TableHome, random_chunk, simulate};
 use blockd::types::{BLOCK, BLOCK_SIZE, VolumeId};
@@ -196,7 +197,7 @@ async fn open_on_two_hosts(
 
 /// Reads one block, which begins with `expected`, as a driver would.
 async fn read_one(volume: &mut Volume, lba: u64, expected: u64) -> Result<()> {
-    let mut out = Vec::new();
+    let mut out = Outgoing::new();
     match volume.read(Token(1), lba * BLOCK_SIZE, BLOCK as u32, &mut out) {
         ReadNow::Ready { .. } => {}
         ReadNow::Failed(error) => bail!("the read failed: {error}"),
@@ -210,7 +211,7 @@ async fn read_one(volume: &mut Volume, lba: u64, expected: u64) -> Result<()> {
                     let Outcome::Data(data) = done.result.map_err(|e| anyhow::anyhow!("the read failed: {e}"))? else {
                         bail!("a read was answered without data");
                     };
-                    out = data.bytes.to_vec();
+                    out = data.bytes;
                     break;
                 }
                 Some(_) => {}
@@ -218,7 +219,7 @@ async fn read_one(volume: &mut Volume, lba: u64, expected: u64) -> Result<()> {
             }
         },
     }
-    ensure!(out[..8] == expected.to_le_bytes(), "the read returned something else");
+    ensure!(out.to_vec()[..8] == expected.to_le_bytes(), "the read returned something else");
     Ok(())
 }
 

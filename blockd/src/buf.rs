@@ -275,6 +275,12 @@ impl Slice {
     }
 }
 
+impl AsRef<[u8]> for Slice {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 impl From<AlignedBuf> for Slice {
     fn from(buf: AlignedBuf) -> Self {
         let len = buf.len;

@@ -37,6 +37,7 @@ pub mod daemon;
 pub mod export;
 pub mod lease;
 pub mod manifest;
+pub mod outgoing;
 #[cfg(feature = "program")]
 pub mod program;
 pub mod reactor;

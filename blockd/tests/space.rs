@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use blockd::buf::AlignedBuf;
 use blockd::chunk::{ChunkName, Codec};
 use blockd::manifest::{self, Manifest};
+use blockd::outgoing::Outgoing;
 use blockd::store::{MemoryStore, ObjectStore};
 use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK, BLOCK_SIZE, VolumeId};
@@ -178,17 +179,17 @@ impl World {
 
     async fn read(&mut self, lba: u64, blocks: u64) -> Vec<u64> {
         let token = self.token();
-        let mut out = Vec::new();
+        let mut out = Outgoing::new();
         if self.volume.read(token, lba * BLOCK_SIZE, (blocks * BLOCK_SIZE) as u32, &mut out) == ReadNow::Pending {
             while !self.answers.contains_key(&token.0) {
                 self.turn(100).await;
             }
             match self.answers.remove(&token.0) {
-                Some(Outcome::Data(data)) => out = data.bytes.to_vec(),
+                Some(Outcome::Data(data)) => out = data.bytes,
                 other => panic!("{other:?}"),
             }
         }
-        out.chunks(BLOCK).map(|block| u64::from_le_bytes(block[..8].try_into().unwrap())).collect()
+        out.to_vec().chunks(BLOCK).map(|block| u64::from_le_bytes(block[..8].try_into().unwrap())).collect()
     }
 
     /// Bytes of all chunks in the bucket.

@@ -4,6 +4,7 @@
 
 use blockd::export::nbd::proto::{self, ReplyHeader};
 use blockd::export::nbd::session::{Progress, Session, SessionParams};
+use blockd::outgoing::Outgoing;
 use blockd::reactor::{Device, RamDevice};
 use blockd::volume::Effect;
 use libfuzzer_sys::fuzz_target;
@@ -29,7 +30,7 @@ fuzz_target!(|data: &[u8]| {
     while end < input.len() {
         end = input.len().min(end + 1 + usize::from(*piece));
         loop {
-            let mut out = Vec::new();
+            let mut out = Outgoing::new();
             let Ok((used, progress)) = session.consume(&input[start..end], &mut device, &mut out) else { return };
             start += used;
             assert!(start <= end);
@@ -41,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
                 session.payload_received(len, &mut device);
             }
             answer(&mut session, &mut device, &mut out);
-            replies.append(&mut out);
+            replies.extend_from_slice(&out.to_vec());
             match progress {
                 Progress::Disconnect => return check(&replies, params.structured),
                 Progress::Busy => {}
@@ -57,7 +58,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 /// Hands over what the device has finished.
-fn answer(session: &mut Session, device: &mut RamDevice, out: &mut Vec<u8>) {
+fn answer(session: &mut Session, device: &mut RamDevice, out: &mut Outgoing) {
     device.advance(1);
     while let Some(effect) = device.next_effect() {
         let Effect::Complete(completion) = effect else { panic!("a device in memory has no other effects") };

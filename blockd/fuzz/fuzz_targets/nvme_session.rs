@@ -9,6 +9,7 @@ use blockd::export::nvme::namespace::Namespace;
 use blockd::export::nvme::pdu::{self, Framing, Header, Initialize, ResponseCapsule, Transfer, kind};
 use blockd::export::nvme::reservation::file;
 use blockd::export::nvme::session::{Session, SessionParams};
+use blockd::outgoing::Outgoing;
 use blockd::reactor::{Device, Progress, RamDevice, Session as _};
 use blockd::types::VolumeId;
 use blockd::volume::Effect;
@@ -48,9 +49,9 @@ fuzz_target!(|data: &[u8]| {
     while end < input.len() {
         end = input.len().min(end + 1 + usize::from(*piece));
         loop {
-            let mut out = Vec::new();
+            let mut out = Outgoing::new();
             let consumed = session.consume(&input[start..end], &mut device, &mut out);
-            let Ok((used, progress)) = consumed else { return check(&out) };
+            let Ok((used, progress)) = consumed else { return check(&out.to_vec()) };
             start += used;
             assert!(start <= end);
             if let (true, Progress::NeedPayload, Some(room)) = (in_place, progress, session.payload_mut()) {
@@ -75,7 +76,7 @@ fuzz_target!(|data: &[u8]| {
                     std::task::Poll::Pending => return,
                 }
             }
-            check(&out);
+            check(&out.to_vec());
             match progress {
                 Progress::Disconnect => return,
                 Progress::Busy => {}

@@ -7,6 +7,7 @@ use super::handle::DeviceKey;
 use super::ring::Ring;
 use super::session::{Client, DIRECT_PAYLOAD, Progress, Session, SessionError};
 use crate::buf::AlignedBuf;
+use crate::outgoing::Outgoing;
 
 /// Receive buffer, in bytes. Must hold a write that is not received directly, with its header, twice over.
 const RECV_BUFFER: usize = 256 << 10;
@@ -28,7 +29,7 @@ pub(super) struct Conn {
     pub group: u64,
     pub session: Box<dyn Session>,
     /// Replies for the next send.
-    pub out: Vec<u8>,
+    pub out: Outgoing,
     /// Waits in the reactor's list of connections to look at.
     pub queued: bool,
     /// The device goes away: close when idle.
@@ -39,9 +40,11 @@ pub(super) struct Conn {
     start: usize,
     end: usize,
     /// The send that runs, from `sent` on. Untouched while it runs.
-    sending: Vec<u8>,
+    sending: Outgoing,
     sent: usize,
     send_runs: bool,
+    /// What the send is told of the pieces of `sending`.
+    message: Box<Message>,
     recv_runs: Option<Target>,
     progress: Progress,
     /// Whether the socket had more when it was last read.
@@ -55,6 +58,44 @@ pub(super) struct Conn {
     /// Nothing can be said or heard any more.
     dead: bool,
     shut: bool,
+}
+
+/// Pieces that one send takes at most; the rest follows.
+const PIECES_MAX: usize = 64;
+
+/// The arguments of sendmsg(2). They stay where they are while it runs.
+struct Message {
+    iovecs: [libc::iovec; PIECES_MAX],
+    header: libc::msghdr,
+}
+
+// SAFETY: what it points to is used by the kernel only, while the connection that it belongs to keeps it.
+unsafe impl Send for Message {}
+
+impl Default for Message {
+    fn default() -> Self {
+        // SAFETY: zeroes are null pointers and lengths of 0 in these structs.
+        unsafe { std::mem::zeroed() }
+    }
+}
+
+impl Message {
+    /// Points to the first pieces.
+    fn of<'a>(&mut self, pieces: impl Iterator<Item = &'a [u8]>) -> &[libc::iovec] {
+        let mut count = 0;
+        for (iovec, piece) in self.iovecs.iter_mut().zip(pieces) {
+            // The kernel only reads through it.
+            *iovec = libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
+            count += 1;
+        }
+        self.header.msg_iov = self.iovecs.as_mut_ptr();
+        self.header.msg_iovlen = count as _;
+        &self.iovecs[..count]
+    }
+
+    fn header(&self) -> *const libc::msghdr {
+        &raw const self.header
+    }
 }
 
 /// Where a receive goes.
@@ -74,16 +115,17 @@ impl Conn {
             peer: client.peer,
             export: client.export,
             group: client.group,
-            out: Vec::new(),
+            out: Outgoing::new(),
             queued: false,
             leaving: false,
             fd,
             inbuf: AlignedBuf::zeroed(RECV_BUFFER),
             start: 0,
             end: 0,
-            sending: Vec::new(),
+            sending: Outgoing::new(),
             sent: 0,
             send_runs: false,
+            message: Box::default(),
             recv_runs: None,
             progress: Progress::NeedBytes,
             more_to_receive: false,
@@ -146,8 +188,7 @@ impl Conn {
             0.. => {
                 self.sent += result as usize;
                 if self.sent >= self.sending.len() {
-                    self.sending.clear();
-                    self.sending.shrink_to(KEEP_SEND_BUFFER);
+                    self.sending.clear(KEEP_SEND_BUFFER);
                     self.sent = 0;
                 }
             }
@@ -185,7 +226,7 @@ impl Conn {
     /// Starts the send and the receive that are due.
     pub fn start_io(&mut self, ring: &mut Ring, index: u32) {
         if self.dead {
-            self.out.clear();
+            self.out.clear(KEEP_SEND_BUFFER);
             return;
         }
         self.start_send(ring, index);
@@ -204,10 +245,13 @@ impl Conn {
             }
             std::mem::swap(&mut self.out, &mut self.sending);
         }
-        let rest = &self.sending[self.sent..];
-        // SAFETY: `sending` is not touched while `send_runs`, and a connection is not dropped before its
-        // operations have completed.
-        unsafe { ring.send(index, self.fd.as_raw_fd(), rest.as_ptr(), rest.len()) };
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: `sending` and `message` are not touched while `send_runs`, and a connection is not dropped before
+        // its operations have completed.
+        match *self.message.of(self.sending.pieces(self.sent)) {
+            [one] => unsafe { ring.send(index, fd, one.iov_base.cast(), one.iov_len) },
+            _ => unsafe { ring.send_message(index, fd, self.message.header()) },
+        }
         self.send_runs = true;
     }
 

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::io;
 use std::os::fd::RawFd;
 
+use crate::outgoing::Outgoing;
 use crate::volume::{Effect, JobDone, ReadNow, Token, WriteData};
 
 /// A block device that performs no I/O of its own.
@@ -17,7 +18,7 @@ pub trait Device: Send + 'static {
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
     /// Appends `len` bytes to `out` at once, or answers later.
-    fn read(&mut self, token: Token, offset: u64, len: u32, out: &mut Vec<u8>) -> ReadNow;
+    fn read(&mut self, token: Token, offset: u64, len: u32, out: &mut Outgoing) -> ReadNow;
     /// Writes; with `fua` it is answered once durable.
     fn write(&mut self, token: Token, offset: u64, data: WriteData<'_>, fua: bool);
     /// Writes `data` if `expected`, of the same length, stands there, with nothing in between; otherwise the outcome is

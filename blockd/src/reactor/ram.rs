@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::device::Device;
 use super::log_io::writes_durably;
 use crate::buf::{ArenaWriter, Slice};
+use crate::outgoing::Outgoing;
 use crate::types::BLOCK;
 use crate::volume::{
     Allocation, Completion, Effect, ExtentStatus, IoError, JobDone, LogIo, LogOp, Outcome, ReadData, ReadNow, Token,
@@ -219,14 +220,14 @@ impl Device for RamDevice {
         self.read_only
     }
 
-    fn read(&mut self, token: Token, offset: u64, len: u32, out: &mut Vec<u8>) -> ReadNow {
+    fn read(&mut self, token: Token, offset: u64, len: u32, out: &mut Outgoing) -> ReadNow {
         let range = match self.range(offset, len.into()) {
             Ok(range) => range,
             Err(error) => return ReadNow::Failed(error),
         };
         let holes = self.holes(&range);
         if self.late_reads {
-            let bytes = Bytes::copy_from_slice(&self.data[range]);
+            let bytes = Bytes::copy_from_slice(&self.data[range]).into();
             self.complete(token, Ok(Outcome::Data(ReadData { bytes, holes })));
             return ReadNow::Pending;
         }

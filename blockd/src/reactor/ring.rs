@@ -184,6 +184,17 @@ impl Ring {
         unsafe { self.push(entry, Op::Send(conn)) }
     }
 
+    /// Sends what a message points to, normally all of it.
+    ///
+    /// # Safety
+    /// `message` and all it points to must be valid and unchanged until the completion was collected.
+    pub unsafe fn send_message(&mut self, conn: u32, fd: RawFd, message: *const libc::msghdr) {
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        let entry = opcode::SendMsg::new(types::Fd(fd), message).flags(flags).build();
+        // SAFETY: passed on to the caller.
+        unsafe { self.push(entry, Op::Send(conn)) }
+    }
+
     /// Submits what was queued, and lets the kernel report what it would not take on at once.
     pub fn submit(&mut self) -> io::Result<()> {
         self.enter().or_else(|error| if is_passing(&error) { Ok(()) } else { Err(error) })

@@ -5,6 +5,7 @@ use std::fmt;
 use futures::future::BoxFuture;
 
 use super::device::Device;
+use crate::outgoing::Outgoing;
 use crate::volume::{IoError, Outcome};
 
 /// Write payloads of at least this many bytes are received into memory of their own. Smaller ones, with all that goes
@@ -67,16 +68,16 @@ pub trait Session: Send {
         &mut self,
         input: &[u8],
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Result<(usize, Progress), SessionError>;
     /// Where the rest of a large write's payload goes, after [`Progress::NeedPayload`].
     fn payload_mut(&mut self) -> Option<&mut [u8]>;
     /// `len` bytes were put at the start of [`Session::payload_mut`].
-    fn payload_received(&mut self, len: usize, device: &mut dyn Device, out: &mut Vec<u8>);
+    fn payload_received(&mut self, len: usize, device: &mut dyn Device, out: &mut Outgoing);
     /// Whether the last request was a write received in place, so that another is likely to follow.
     fn streams_large_writes(&self) -> bool;
     /// The device finished the request of a slot.
-    fn complete(&mut self, slot: u16, result: Result<Outcome, IoError>, device: &mut dyn Device, out: &mut Vec<u8>);
+    fn complete(&mut self, slot: u16, result: Result<Outcome, IoError>, device: &mut dyn Device, out: &mut Outgoing);
     /// Requests not answered yet.
     fn in_flight(&self) -> usize;
     /// Totals.
@@ -88,7 +89,7 @@ pub trait Session: Send {
         Vec::new()
     }
     /// A task ended.
-    fn task_done(&mut self, _slot: u16, _result: u32, _device: &mut dyn Device, _out: &mut Vec<u8>) {}
+    fn task_done(&mut self, _slot: u16, _result: u32, _device: &mut dyn Device, _out: &mut Outgoing) {}
     /// Whether the client is told of this error by hanging up, so that it asks again elsewhere or later.
     fn hangs_up_for(&self, _error: &IoError) -> bool {
         false

@@ -9,6 +9,7 @@
 //! that did it: see [`Position`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::key;
 use super::kv::Batch;
@@ -146,8 +147,8 @@ impl Origin {
 pub(super) struct Chunks {
     pub used: BTreeMap<u64, Usage>,
     pub dead: BTreeMap<u64, Dead>,
-    /// Those of `used` that back rows may lead from.
-    pub referred: BTreeSet<u64>,
+    /// Those of `used` that back rows may lead from. Shared with those who look at many leaves.
+    pub referred: Arc<BTreeSet<u64>>,
     pub origin: Origin,
     /// The newest seq applied, for those who cannot wait for a chunk that is being applied.
     pub applied: u64,
@@ -188,13 +189,14 @@ impl Chunks {
     pub fn set_used(&mut self, id: u64, usage: Option<Usage>) {
         if let Some(old) = self.used.remove(&id) {
             self.count_used(id, &old, |a, b| a - b);
-            self.referred.remove(&id);
+        }
+        let referred = usage.is_some_and(|usage| usage.referred);
+        if referred != self.referred.contains(&id) {
+            let all = Arc::make_mut(&mut self.referred);
+            if referred { all.insert(id) } else { all.remove(&id) };
         }
         if let Some(usage) = usage {
             self.count_used(id, &usage, |a, b| a + b);
-            if usage.referred {
-                self.referred.insert(id);
-            }
             self.used.insert(id, usage);
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::Sight;
 use crate::chunk::ReadError;
+use crate::outgoing::Outgoing;
 use crate::reactor::Device;
 use crate::volume::{Completion, Effect, IoError, JobDone, Outcome, ReadData, ReadNow, Token, WriteData};
 
@@ -101,7 +102,7 @@ impl Device for View {
     fn read_only(&self) -> bool {
         true
     }
-    fn read(&mut self, token: Token, offset: u64, len: u32, _: &mut Vec<u8>) -> ReadNow {
+    fn read(&mut self, token: Token, offset: u64, len: u32, _: &mut Outgoing) -> ReadNow {
         if let Some(error) = self.refusal(offset, len.into()) {
             return ReadNow::Failed(error);
         }

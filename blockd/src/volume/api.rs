@@ -4,9 +4,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::buf::{AlignedBuf, Slice};
+use crate::outgoing::Outgoing;
 use crate::types::Lsn;
 
 /// Names a request to the driver; the volume only hands it back.
@@ -65,7 +64,7 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct ReadData {
     /// Exactly the bytes asked for, zero-filled in holes.
-    pub bytes: Bytes,
+    pub bytes: Outgoing,
     /// Ranges (offset within `bytes`, length) known to be unmapped, in order.
     pub holes: Vec<(usize, usize)>,
 }

@@ -54,6 +54,15 @@ enum Entry {
     Piece(Box<Piece>),
 }
 
+/// Blocks side by side in memory.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    /// Their content.
+    pub bytes: &'a [u8],
+    /// What it is a part of, if it can be kept by others too.
+    pub kept: Option<&'a Bytes>,
+}
+
 /// Neighbouring blocks in one stretch of [`PIECE_BLOCKS`].
 struct Piece {
     /// The first block.
@@ -96,11 +105,11 @@ impl Piece {
     }
 
     /// Up to `blocks` valid blocks from `lba` on.
-    fn run(&self, lba: Lba, blocks: u64) -> Option<&[u8]> {
+    fn run(&self, lba: Lba, blocks: u64) -> Option<Run<'_>> {
         let from = self.find(lba)?;
         let most = (self.blocks() as usize).min(from + blocks as usize);
         let to = (from + 1..most).find(|at| !self.is_valid(*at)).unwrap_or(most);
-        Some(&self.bytes[from * BLOCK..to * BLOCK])
+        Some(Run { bytes: &self.bytes[from * BLOCK..to * BLOCK], kept: Some(&self.bytes) })
     }
 }
 
@@ -148,11 +157,11 @@ impl BlockCache {
 
     /// A block, if it is here.
     pub fn get(&self, lba: Lba) -> Option<&[u8]> {
-        self.run(lba, 1)
+        self.run(lba, 1).map(|run| run.bytes)
     }
 
     /// As many of `blocks` blocks from `lba` on as are here side by side; at least one, if that one is here.
-    pub fn run(&self, lba: Lba, blocks: u64) -> Option<&[u8]> {
+    pub fn run(&self, lba: Lba, blocks: u64) -> Option<Run<'_>> {
         // Whoever reads many neighbours is more likely to find them in a piece.
         if blocks > 1
             && let Some(run) = self.piece(lba).and_then(|piece| piece.run(lba, blocks))
@@ -160,7 +169,7 @@ impl BlockCache {
             return Some(run);
         }
         match self.cache.get(&lba) {
-            Some(Entry::Block(block)) => Some(&block[..]),
+            Some(Entry::Block(block)) => Some(Run { bytes: &block[..], kept: None }),
             _ if blocks > 1 => None,
             _ => self.piece(lba)?.run(lba, 1),
         }
@@ -305,9 +314,9 @@ mod tests {
         }
         assert!(cache.get(199).is_none() && cache.get(700).is_none() && !cache.has(700));
         // A run ends with its piece.
-        let run = cache.run(300, 1000).unwrap();
+        let run = cache.run(300, 1000).unwrap().bytes;
         assert_eq!(run, &bytes[100 * BLOCK..312 * BLOCK]);
-        assert_eq!(cache.run(300, 3).unwrap().len(), 3 * BLOCK);
+        assert_eq!(cache.run(300, 3).unwrap().bytes.len(), 3 * BLOCK);
     }
 
     #[test]
@@ -315,14 +324,14 @@ mod tests {
         let mut cache = cache();
         cache.insert_run(0, &run_of(0, 512), |lba| lba != 7);
         assert!(cache.get(7).is_none());
-        assert_eq!(cache.run(0, 512).unwrap().len(), 7 * BLOCK);
+        assert_eq!(cache.run(0, 512).unwrap().bytes.len(), 7 * BLOCK);
         cache.forget(250, 10);
         for lba in 250..260 {
             assert!(cache.run(lba, 4).is_none() && !cache.has(lba));
         }
-        assert_eq!(cache.run(240, 100).unwrap().len(), 10 * BLOCK);
+        assert_eq!(cache.run(240, 100).unwrap().bytes.len(), 10 * BLOCK);
         cache.insert(255, &[1; BLOCK]);
-        assert_eq!(cache.run(255, 10).unwrap(), [1; BLOCK]);
+        assert_eq!(cache.run(255, 10).unwrap().bytes, [1; BLOCK]);
         cache.forget(0, 256);
         assert!((0..256).all(|lba| !cache.has(lba)) && cache.has(260));
         assert_eq!(cache.bytes(), 256 * BLOCK);

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::{Effect, JobDone, ReadNow, Token, Volume, WriteData};
+use crate::outgoing::Outgoing;
 use crate::reactor::Device;
 
 impl Device for Volume {
@@ -14,7 +15,7 @@ impl Device for Volume {
     fn read_only(&self) -> bool {
         false
     }
-    fn read(&mut self, token: Token, offset: u64, len: u32, out: &mut Vec<u8>) -> ReadNow {
+    fn read(&mut self, token: Token, offset: u64, len: u32, out: &mut Outgoing) -> ReadNow {
         self.read(token, offset, len, out)
     }
     fn write(&mut self, token: Token, offset: u64, data: WriteData<'_>, fua: bool) {

@@ -9,6 +9,7 @@ use super::api::{Completion, Effect, IoError, Outcome, ReadData, ReadNow, Token,
 use super::engine::{State, Volume};
 use crate::buf::AlignedBuf;
 use crate::lease::{Grant, Instants};
+use crate::outgoing::Outgoing;
 
 /// A request that came while the gate was shut.
 enum Request {
@@ -111,11 +112,9 @@ impl Volume {
     fn start(&mut self, token: Token, request: Request) {
         match request {
             Request::Read { offset, len } => {
-                let mut bytes = Vec::with_capacity(len as usize);
+                let mut bytes = Outgoing::new();
                 match self.read(token, offset, len, &mut bytes) {
-                    ReadNow::Ready { holes } => {
-                        self.complete(token, Ok(Outcome::Data(ReadData { bytes: bytes.into(), holes })))
-                    }
+                    ReadNow::Ready { holes } => self.complete(token, Ok(Outcome::Data(ReadData { bytes, holes }))),
                     ReadNow::Failed(error) => self.complete(token, Err(error)),
                     ReadNow::Pending => {}
                 }

@@ -3,11 +3,13 @@
 use bytes::Bytes;
 
 use super::api::{Allocation, IoError, Outcome, ReadData, ReadNow, Token};
+use super::block_cache::Run;
 use super::dirty::Source;
 use super::engine::{Volume, blocks_of, within_block};
 use super::job::{Done, ExtentPart, FetchError, Fetched, From, Missing};
 use super::write::Merge;
 use crate::buf::{AlignedBuf, Slice};
+use crate::outgoing::{Outgoing, SHARE_MIN};
 use crate::types::{BLOCK, BLOCK_SIZE, Lba, Lsn};
 use crate::wal::writer::Payload;
 
@@ -90,15 +92,15 @@ struct Parts<'a> {
 }
 
 enum Part<'a> {
-    Clean(&'a [u8]),
+    Clean(Run<'a>),
     Logged(Slice),
     /// So many blocks of zeroes, or that have to be fetched.
     Empty(usize),
 }
 
 impl<'a> Parts<'a> {
-    fn have(&mut self, run: &'a [u8]) {
-        self.blocks += run.len() / BLOCK;
+    fn have(&mut self, run: Run<'a>) {
+        self.blocks += run.bytes.len() / BLOCK;
         self.parts.push(Part::Clean(run));
     }
 
@@ -130,16 +132,21 @@ impl<'a> Parts<'a> {
     }
 
     /// Appends the `len` bytes from `skip` on.
-    fn append_to(&self, out: &mut Vec<u8>, mut skip: usize, mut len: usize) {
-        out.reserve(len);
+    fn append_to(&self, out: &mut Outgoing, mut skip: usize, mut len: usize) {
         for part in &self.parts {
             let size = part.bytes();
             let from = skip.min(size);
             let taken = len.min(size - from);
             (skip, len) = (skip - from, len - taken);
-            match part.content() {
-                Some(content) => out.extend_from_slice(&content[from..from + taken]),
-                None => out.resize(out.len() + taken, 0),
+            let range = from..from + taken;
+            match part {
+                Part::Clean(Run { bytes, kept: Some(kept) }) if taken >= SHARE_MIN => {
+                    out.push(kept.slice_ref(&bytes[range]));
+                }
+                Part::Clean(run) => out.extend_from_slice(&run.bytes[range]),
+                Part::Logged(slice) if taken >= SHARE_MIN => out.push(Bytes::from_owner(slice.slice(range))),
+                Part::Logged(slice) => out.extend_from_slice(&slice[range]),
+                Part::Empty(_) => out.extend_zeroes(taken),
             }
         }
     }
@@ -170,7 +177,7 @@ impl Part<'_> {
 
     fn content(&self) -> Option<&[u8]> {
         match self {
-            Part::Clean(run) => Some(run),
+            Part::Clean(run) => Some(run.bytes),
             Part::Logged(slice) => Some(slice),
             Part::Empty(_) => None,
         }
@@ -188,7 +195,7 @@ struct Stream {
 
 impl Volume {
     /// Reads bytes into `out` if memory has them; otherwise a completion follows.
-    pub fn read(&mut self, token: Token, offset: u64, len: u32, out: &mut Vec<u8>) -> ReadNow {
+    pub fn read(&mut self, token: Token, offset: u64, len: u32, out: &mut Outgoing) -> ReadNow {
         if !self.in_range(offset, u64::from(len)) {
             return ReadNow::Failed(IoError::OutOfRange);
         }
@@ -210,7 +217,7 @@ impl Volume {
         answer
     }
 
-    fn read_or_fetch(&mut self, token: Token, offset: u64, len: u32, out: &mut Vec<u8>, wait: bool) -> ReadNow {
+    fn read_or_fetch(&mut self, token: Token, offset: u64, len: u32, out: &mut Outgoing, wait: bool) -> ReadNow {
         let (lba, blocks) = blocks_of(offset, u64::from(len));
         if blocks == 1 {
             // One block: answered without collecting anything.
@@ -240,7 +247,7 @@ impl Volume {
                         match self.cache.run(lba, end - lba) {
                             Some(run) => {
                                 parts.have(run);
-                                lba += (run.len() / BLOCK) as u64;
+                                lba += (run.bytes.len() / BLOCK) as u64;
                             }
                             None => {
                                 parts.miss(1, From::Table(lba));
@@ -288,7 +295,7 @@ impl Volume {
         &mut self,
         lba: Lba,
         range: std::ops::Range<usize>,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Option<Vec<(usize, usize)>> {
         match self.dirty.get(lba) {
             Some((_, Source::Log { frame, block })) => match self.log.payload(frame, block, 1) {
@@ -300,7 +307,7 @@ impl Volume {
             },
             Some((_, Source::Zero { .. })) => {
                 let len = range.len();
-                out.resize(out.len() + len, 0);
+                out.extend_zeroes(len);
                 Some(vec![(0, len)])
             }
             Some((_, Source::Refer { .. })) => None,
@@ -364,7 +371,7 @@ impl Volume {
                     let skip = within_block(offset);
                     let bytes = fetched.data.slice(skip..skip + len);
                     let holes = byte_holes(&holes, skip, len);
-                    Outcome::Data(ReadData { bytes, holes })
+                    Outcome::Data(ReadData { bytes: bytes.into(), holes })
                 });
                 self.complete(token, result);
             }
@@ -464,11 +471,9 @@ impl Volume {
             Waiter::Nobody | Waiter::Merge(_) => {}
         }
         for (token, offset, len) in pending.queue {
-            let mut bytes = Vec::with_capacity(len as usize);
+            let mut bytes = Outgoing::new();
             match self.read_or_fetch(token, offset, len, &mut bytes, false) {
-                ReadNow::Ready { holes } => {
-                    self.complete(token, Ok(Outcome::Data(ReadData { bytes: bytes.into(), holes })))
-                }
+                ReadNow::Ready { holes } => self.complete(token, Ok(Outcome::Data(ReadData { bytes, holes }))),
                 ReadNow::Failed(error) => self.complete(token, Err(error)),
                 ReadNow::Pending => {}
             }

@@ -470,6 +470,10 @@ mod tests {
         referring.encode(&mut bytes);
         assert_eq!(bytes[4], 2);
         assert_eq!(FrameHeader::decode(&bytes, 7, 8192).unwrap(), referring);
+        #[cfg(feature = "engine")]
+        crate::chunk::testing::golden("log-frame-v2.bin", &bytes, true, |kept| {
+            assert_eq!(FrameHeader::decode(kept, 7, 8192).unwrap(), referring);
+        });
         let resummed = |bytes: &mut [u8]| {
             bytes[CHECKSUM_AT..CHECKSUM_AT + 8].fill(0);
             let sum = xxh3_64_with_seed(bytes, 7);

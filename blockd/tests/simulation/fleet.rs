@@ -30,6 +30,7 @@ use blockd::chunk::{ChunkName, Codec, ReadError};
 use blockd::crypt::Keys;
 use blockd::lease::{self, AcquireError, Held, Instants, Lease, LeaseState, Lost, Order, Sighting, Unsent};
 use blockd::manifest::{self, CheckpointName, Durability, EpochStart, Hold, Manifest};
+use blockd::outgoing::Outgoing;
 use blockd::store::{
     FaultPlan, FaultRates, FaultyStore, ListEntry, MemoryStore, ObjectMeta, ObjectStore, Outage, PutMode, Version,
 };
@@ -745,11 +746,11 @@ impl Host {
 
     fn read(&mut self, serving: &mut Serving, token: Token, first: usize, count: usize) {
         let since = serving.client.now();
-        let mut out = Vec::new();
+        let mut out = Outgoing::new();
         match serving.volume.read(token, (first * SECTOR) as u64, (count * SECTOR) as u32, &mut out) {
             ReadNow::Ready { .. } => {
                 self.answers(serving);
-                check_read(serving, &PendingRead { first, count, since }, &out);
+                check_read(serving, &PendingRead { first, count, since }, &out.to_vec());
             }
             ReadNow::Pending => {
                 serving.reads.insert(token, PendingRead { first, count, since });
@@ -831,7 +832,7 @@ impl Host {
                         self.answers(serving);
                     }
                     match (serving.reads.remove(&done.token), done.result) {
-                        (Some(read), Ok(Outcome::Data(data))) => check_read(serving, &read, &data.bytes),
+                        (Some(read), Ok(Outcome::Data(data))) => check_read(serving, &read, &data.bytes.to_vec()),
                         (Some(_), Err(IoError::Read(why))) => {
                             let lost = why.contains("missing from the bucket") || why.contains("not listed");
                             // Whoever has the volume now may delete what this one still looks for.

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use blockd::chunk::{ChunkName, Codec};
 use blockd::crypt::Keys;
 use blockd::manifest::{self, CheckpointPointer, Durability, Manifest};
+use blockd::outgoing::Outgoing;
 use blockd::store::{
     FaultPlan, FaultRates, FaultyStore, ListEntry, MemoryStore, ObjectMeta, ObjectStore, Outage, PutMode, Version,
 };
@@ -670,10 +671,10 @@ impl World {
 
     fn read(&mut self, life: &mut Life, token: Token, first: usize, count: usize) {
         let since = self.client.now();
-        let mut out = Vec::new();
+        let mut out = Outgoing::new();
         match life.volume.read(token, (first * SECTOR) as u64, (count * SECTOR) as u32, &mut out) {
             ReadNow::Ready { holes } => {
-                self.check_read(&PendingRead { first, count, since }, &out, &holes);
+                self.check_read(&PendingRead { first, count, since }, &out.to_vec(), &holes);
             }
             ReadNow::Pending => {
                 life.reads.insert(token, PendingRead { first, count, since });
@@ -784,7 +785,9 @@ impl World {
                         continue;
                     }
                     match (life.reads.remove(&done.token), done.result) {
-                        (Some(read), Ok(Outcome::Data(data))) => self.check_read(&read, &data.bytes, &data.holes),
+                        (Some(read), Ok(Outcome::Data(data))) => {
+                            self.check_read(&read, &data.bytes.to_vec(), &data.holes)
+                        }
                         (Some(_), Err(IoError::Read(why))) => {
                             let lost = why.contains("missing from the bucket") || why.contains("not listed");
                             assert!(!lost, "a chunk that is needed was deleted: {why}");
@@ -807,17 +810,17 @@ impl World {
             state.clear();
             for first in (0..SECTORS).step_by(SECTORS / 8) {
                 let token = self.token();
-                let mut out = Vec::new();
+                let mut out = Outgoing::new();
                 let len = (SECTORS / 8 * SECTOR) as u32;
                 match life.volume.read(token, (first * SECTOR) as u64, len, &mut out) {
                     ReadNow::Ready { .. } => {}
                     ReadNow::Pending => match self.wait_for(life, token).await {
-                        Some(Outcome::Data(data)) => out = data.bytes.to_vec(),
+                        Some(Outcome::Data(data)) => out = data.bytes,
                         _ => break,
                     },
                     ReadNow::Failed(e) => panic!("{e}"),
                 }
-                state.extend(out.chunks(SECTOR).map(value_of));
+                state.extend(out.to_vec().chunks(SECTOR).map(value_of));
             }
             if state.len() == SECTORS || self.disk.crashed() {
                 return state;

@@ -7,6 +7,7 @@ use super::proto::{
     BlockDescriptor, ChunkError, ChunkHeader, ChunkHole, ChunkOffset, Request, SimpleReply, allocation, chunk, command,
     command_flag, errno,
 };
+use crate::outgoing::Outgoing;
 use crate::types::BLOCK_SIZE;
 use crate::volume::{Allocation, ExtentStatus, IoError};
 
@@ -26,12 +27,12 @@ impl Style {
 }
 
 /// Success without data.
-pub(super) fn done(out: &mut Vec<u8>, request: &Request) {
+pub(super) fn done(out: &mut Outgoing, request: &Request) {
     out.extend_from_slice(SimpleReply::new(0, request.cookie.get()).as_bytes());
 }
 
 /// Everything of a successful READ before its data, when that goes out as one piece of `len` bytes.
-pub(super) fn data_header(out: &mut Vec<u8>, style: Style, request: &Request, len: u32) {
+pub(super) fn data_header(out: &mut Outgoing, style: Style, request: &Request, len: u32) {
     match style {
         Style::Simple => done(out, request),
         Style::Structured => put_data_chunk(out, request, true, request.offset.get(), len),
@@ -44,7 +45,7 @@ pub(super) fn splits(style: Style, request: &Request) -> bool {
 }
 
 /// A successful READ. `holes` are ranges (offset in `bytes`, length) that need not be sent.
-pub(super) fn data(out: &mut Vec<u8>, style: Style, request: &Request, bytes: &[u8], holes: &[(usize, usize)]) {
+pub(super) fn data(out: &mut Outgoing, style: Style, request: &Request, bytes: Outgoing, holes: &[(usize, usize)]) {
     if style == Style::Structured && bytes.is_empty() {
         let header = ChunkHeader::new(chunk::NONE, true, request.cookie.get(), 0);
         out.extend_from_slice(header.as_bytes());
@@ -52,9 +53,10 @@ pub(super) fn data(out: &mut Vec<u8>, style: Style, request: &Request, bytes: &[
     }
     if holes.is_empty() || !splits(style, request) {
         data_header(out, style, request, bytes.len() as u32);
-        out.extend_from_slice(bytes);
+        out.append(bytes);
         return;
     }
+    let bytes = bytes.into_bytes();
     let mut at = 0;
     // A last, empty hole makes the loop send the data behind the real ones.
     for &(hole, len) in holes.iter().chain([&(bytes.len(), 0)]) {
@@ -63,7 +65,7 @@ pub(super) fn data(out: &mut Vec<u8>, style: Style, request: &Request, bytes: &[
         if hole > at {
             let offset = request.offset.get() + at as u64;
             put_data_chunk(out, request, hole == bytes.len(), offset, (hole - at) as u32);
-            out.extend_from_slice(&bytes[at..hole]);
+            out.push(bytes.slice(at..hole));
         }
         if len > 0 {
             let body = ChunkHole { offset: (request.offset.get() + hole as u64).into(), len: (len as u32).into() };
@@ -73,21 +75,21 @@ pub(super) fn data(out: &mut Vec<u8>, style: Style, request: &Request, bytes: &[
     }
 }
 
-fn put_data_chunk(out: &mut Vec<u8>, request: &Request, done: bool, offset: u64, len: u32) {
+fn put_data_chunk(out: &mut Outgoing, request: &Request, done: bool, offset: u64, len: u32) {
     let len = ChunkOffset::SIZE as u32 + len;
     let header = ChunkHeader::new(chunk::OFFSET_DATA, done, request.cookie.get(), len);
     out.extend_from_slice(header.as_bytes());
     out.extend_from_slice(&offset.to_be_bytes());
 }
 
-fn put_chunk(out: &mut Vec<u8>, request: &Request, kind: u16, done: bool, body: &[u8]) {
+fn put_chunk(out: &mut Outgoing, request: &Request, kind: u16, done: bool, body: &[u8]) {
     let header = ChunkHeader::new(kind, done, request.cookie.get(), body.len() as u32);
     out.extend_from_slice(header.as_bytes());
     out.extend_from_slice(body);
 }
 
 /// The answer to BLOCK_STATUS. Equal neighbours become one run; a run longer than 32 bits can say ends the answer.
-pub(super) fn extents(out: &mut Vec<u8>, request: &Request, id: u32, extents: &[ExtentStatus]) {
+pub(super) fn extents(out: &mut Outgoing, request: &Request, id: u32, extents: &[ExtentStatus]) {
     const LONGEST: u64 = u32::MAX as u64 / BLOCK_SIZE * BLOCK_SIZE;
     let mut runs: Vec<(u64, u32)> = Vec::with_capacity(extents.len());
     for extent in extents.iter().filter(|extent| extent.len > 0) {
@@ -119,7 +121,7 @@ pub(super) fn extents(out: &mut Vec<u8>, request: &Request, id: u32, extents: &[
 }
 
 /// A failure reported by the device.
-pub(super) fn io_error(out: &mut Vec<u8>, style: Style, request: &Request, failure: &IoError) {
+pub(super) fn io_error(out: &mut Outgoing, style: Style, request: &Request, failure: &IoError) {
     let number = match failure {
         // Writing past the end is a lack of space, anything else there a bad argument.
         IoError::OutOfRange => match request.command.get() {
@@ -138,7 +140,7 @@ pub(super) fn io_error(out: &mut Vec<u8>, style: Style, request: &Request, failu
 }
 
 /// A failure; `why` reaches clients with structured replies.
-pub(super) fn error(out: &mut Vec<u8>, style: Style, request: &Request, number: u32, why: &str) {
+pub(super) fn error(out: &mut Outgoing, style: Style, request: &Request, number: u32, why: &str) {
     match style {
         Style::Simple => {
             out.extend_from_slice(SimpleReply::new(number, request.cookie.get()).as_bytes());

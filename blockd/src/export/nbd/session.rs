@@ -8,6 +8,7 @@ use zerocopy::byteorder::big_endian::U32;
 use super::proto::{self, ProtoError, Request, command, command_flag, errno};
 use super::reply::{self, Style};
 use crate::buf::AlignedBuf;
+use crate::outgoing::Outgoing;
 use crate::reactor::{self, Client, Device};
 use crate::types::BLOCK_SIZE;
 use crate::volume::{IoError, Outcome, ReadNow, Token, WriteData};
@@ -128,7 +129,7 @@ impl Session {
         &mut self,
         input: &[u8],
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Result<(usize, Progress), ProtoError> {
         let mut rest = input;
         let progress = loop {
@@ -218,7 +219,7 @@ impl Session {
     }
 
     /// The device finished the request named by the low 16 bits of its token.
-    pub fn complete(&mut self, slot: u16, result: Result<Outcome, IoError>, out: &mut Vec<u8>) {
+    pub fn complete(&mut self, slot: u16, result: Result<Outcome, IoError>, out: &mut Outgoing) {
         let Some(Running { request, weight }) = self.running.get_mut(usize::from(slot)).and_then(Option::take) else {
             debug_assert!(false, "completion of a request that does not run");
             return;
@@ -228,7 +229,7 @@ impl Session {
         match result {
             // A mismatch answers what NBD does not ask.
             Ok(Outcome::Done | Outcome::Mismatch) => reply::done(out, &request),
-            Ok(Outcome::Data(data)) => reply::data(out, self.style, &request, &data.bytes, &data.holes),
+            Ok(Outcome::Data(data)) => reply::data(out, self.style, &request, data.bytes, &data.holes),
             Ok(Outcome::Extents(extents)) => {
                 let id = self.base_allocation.unwrap_or(0);
                 reply::extents(out, &request, id, &extents);
@@ -237,7 +238,7 @@ impl Session {
         }
     }
 
-    fn is_full(&self, out: &[u8]) -> bool {
+    fn is_full(&self, out: &Outgoing) -> bool {
         self.in_flight() >= MAX_IN_FLIGHT || self.in_flight_bytes >= MAX_IN_FLIGHT_BYTES || out.len() >= MAX_UNSENT
     }
 
@@ -297,7 +298,7 @@ impl Session {
         request: &Request,
         tail: &[u8],
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Result<Option<usize>, ProtoError> {
         if request.command.get() == command::DISC {
             self.state = State::Disconnected;
@@ -330,7 +331,7 @@ impl Session {
             }
             // The protocol leaves zero lengths open; they touch nothing and succeed.
             _ if len == 0 => match request.command.get() {
-                command::READ => reply::data(out, self.style, request, &[], &[]),
+                command::READ => reply::data(out, self.style, request, Outgoing::new(), &[]),
                 _ => reply::done(out, request),
             },
             command::READ => self.read(request, device, out),
@@ -363,7 +364,7 @@ impl Session {
         request: &Request,
         tail: &[u8],
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Option<usize> {
         let len = request.len.get() as usize;
         if len < DIRECT_PAYLOAD && tail.len() < len {
@@ -386,7 +387,7 @@ impl Session {
     }
 
     /// Answers a read in place: the header goes out first and the device appends the data behind it.
-    fn read(&mut self, request: &Request, device: &mut dyn Device, out: &mut Vec<u8>) {
+    fn read(&mut self, request: &Request, device: &mut dyn Device, out: &mut Outgoing) {
         self.stats.read_bytes += u64::from(request.len.get());
         let start = out.len();
         reply::data_header(out, self.style, request, request.len.get());
@@ -404,7 +405,7 @@ impl Session {
                 if !holes.is_empty() && reply::splits(self.style, request) {
                     let bytes = out.split_off(body);
                     out.truncate(start);
-                    reply::data(out, self.style, request, &bytes, &holes);
+                    reply::data(out, self.style, request, bytes, &holes);
                 }
             }
             ReadNow::Failed(error) => {
@@ -434,20 +435,20 @@ impl reactor::Session for Session {
         &mut self,
         input: &[u8],
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Result<(usize, Progress), reactor::SessionError> {
         Ok(self.consume(input, device, out)?)
     }
     fn payload_mut(&mut self) -> Option<&mut [u8]> {
         self.payload_mut()
     }
-    fn payload_received(&mut self, len: usize, device: &mut dyn Device, _: &mut Vec<u8>) {
+    fn payload_received(&mut self, len: usize, device: &mut dyn Device, _: &mut Outgoing) {
         self.payload_received(len, device);
     }
     fn streams_large_writes(&self) -> bool {
         self.streams_large_writes()
     }
-    fn complete(&mut self, slot: u16, result: Result<Outcome, IoError>, _: &mut dyn Device, out: &mut Vec<u8>) {
+    fn complete(&mut self, slot: u16, result: Result<Outcome, IoError>, _: &mut dyn Device, out: &mut Outgoing) {
         self.complete(slot, result, out);
     }
     fn in_flight(&self) -> usize {

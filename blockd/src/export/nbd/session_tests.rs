@@ -7,6 +7,7 @@ use super::proto::{
     self, ChunkHeader, MAX_PAYLOAD, ReplyHeader, Request, SimpleReply, chunk, command, command_flag, errno,
 };
 use super::session::{DIRECT_PAYLOAD, MAX_IN_FLIGHT, Progress, Session, SessionParams};
+use crate::outgoing::Outgoing;
 use crate::reactor::{Device, RamDevice};
 use crate::volume::Effect;
 
@@ -16,7 +17,7 @@ const SIZE: usize = 1 << 20;
 struct Rig {
     session: Session,
     device: RamDevice,
-    out: Vec<u8>,
+    out: Outgoing,
     /// Received and not used up.
     input: Vec<u8>,
 }
@@ -35,7 +36,7 @@ impl Rig {
 
     fn with_device(structured: bool, device: RamDevice) -> Self {
         let params = SessionParams { structured, base_allocation: structured.then_some(1), ..SessionParams::default() };
-        Self { session: Session::new(&params, 7 << 16), device, out: Vec::new(), input: Vec::new() }
+        Self { session: Session::new(&params, 7 << 16), device, out: Outgoing::new(), input: Vec::new() }
     }
 
     /// Receives bytes as the reactor would: large payloads into their own memory.
@@ -76,7 +77,7 @@ impl Rig {
 
     /// Takes the output apart; a simple reply may be followed by `read` bytes of data at the end.
     fn replies(&mut self, read: u32) -> Vec<Reply> {
-        let out = std::mem::take(&mut self.out);
+        let out = std::mem::take(&mut self.out).to_vec();
         let mut rest = &out[..];
         let mut replies = Vec::new();
         while let Some((header, tail)) = ReplyHeader::take(rest).unwrap() {
@@ -152,7 +153,7 @@ fn play(structured: bool, pieces: &[&[u8]]) -> (Vec<u8>, Vec<u8>) {
     assert_eq!(progress, Progress::Disconnect);
     rig.settle();
     assert_eq!(rig.session.in_flight(), 0);
-    (rig.out, rig.device.contents().to_vec())
+    (rig.out.to_vec(), rig.device.contents().to_vec())
 }
 
 #[test]
@@ -180,8 +181,9 @@ fn a_simple_read_is_a_header_and_the_bytes() {
     let mut rig = Rig::new(false);
     rig.ok(command::WRITE, 0, 10, 4, b"data");
     rig.feed(Request::new(command::READ, 0, 5, 9, 6).as_bytes());
-    assert_eq!(rig.out[..SimpleReply::SIZE], *SimpleReply::new(0, 5).as_bytes());
-    assert_eq!(rig.out[SimpleReply::SIZE..], *b"\0data\0");
+    let out = rig.out.to_vec();
+    assert_eq!(out[..SimpleReply::SIZE], *SimpleReply::new(0, 5).as_bytes());
+    assert_eq!(out[SimpleReply::SIZE..], *b"\0data\0");
 }
 
 #[test]
@@ -231,10 +233,10 @@ fn errors_say_what_is_wrong() {
         if structured {
             assert_eq!(rig.error(command::FLUSH, 0, 0, 0, &[]), errno::ESHUTDOWN);
         } else {
-            let mut out = Vec::new();
+            let mut out = Outgoing::new();
             let request = Request::new(command::FLUSH, 0, 1, 0, 0);
             let (_, progress) = rig.session.consume(request.as_bytes(), &mut rig.device, &mut out).unwrap();
-            assert_eq!((progress, out), (Progress::Disconnect, vec![]));
+            assert_eq!((progress, out.len()), (Progress::Disconnect, 0));
         }
     }
     let mut rig = Rig::with_device(false, RamDevice::new(SIZE).read_only());
@@ -299,7 +301,7 @@ fn unsent_replies_stop_the_reading() {
     let read = Request::new(command::READ, 0, 1, 0, SIZE as u32);
     assert_eq!(rig.feed(&read.as_bytes().repeat(64)), Progress::Busy);
     assert!(rig.out.len() < 6 * SIZE);
-    rig.out.clear();
+    rig.out.clear(0);
     assert_eq!(rig.feed(&[]), Progress::Busy);
 }
 
@@ -312,7 +314,7 @@ fn late_and_inline_reads_say_the_same() {
         rig.feed(Request::new(command::READ, 0, 8, 1, 30_000).as_bytes());
         rig.settle();
     }
-    assert_eq!(now.out, late.out);
+    assert_eq!(now.out.to_vec(), late.out.to_vec());
     assert!(now.out.len() > ChunkHeader::SIZE);
 }
 

@@ -15,6 +15,7 @@ use super::data::{ConnectData, DsmRange, HostId, IdentifyController, IdentifyNam
 use super::pdu::{CommandCapsule, DIGEST, Framing, Header, Initialize, ResponseCapsule, Transfer, flag, kind, take};
 use super::{ADMIN_IN_CAPSULE_MAX, LBA_BYTES, NSID};
 use crate::export::nbd::client::socket::Socket;
+use crate::outgoing::Outgoing;
 
 /// Who connects, and how.
 #[derive(Clone, Debug)]
@@ -209,7 +210,7 @@ impl Queue {
         self.next_cid = (cid + 1) % 0xfff0;
         command.cid = cid.into();
         let header = Header { kind: kind::CAPSULE_CMD, flags: 0, hlen: 72, pdo: 0, plen: 72.into() };
-        let mut capsule = Vec::with_capacity(128);
+        let mut capsule = Outgoing::new();
         let mut pending = Pending { out: Vec::new(), back: Vec::new(), received: 0 };
         match data {
             Data::None => self.framing.put(&mut capsule, CommandCapsule { header, command }.as_bytes()),
@@ -233,7 +234,7 @@ impl Queue {
             }
         }
         self.pending.insert(cid, pending);
-        self.socket.queue(&capsule, &[])?;
+        self.socket.queue(&capsule.into_bytes(), &[])?;
         Ok(cid)
     }
 
@@ -383,9 +384,9 @@ impl Queue {
             let piece = &bytes[at..end];
             let flags = if end == len { flag::LAST } else { 0 };
             let head = Transfer::new(kind::H2C_DATA, flags, cid, tag, (offset + at) as u32, piece.len() as u32);
-            let mut pdu = Vec::with_capacity(32);
+            let mut pdu = Outgoing::new();
             self.framing.put_header(&mut pdu, head.as_bytes(), piece.len());
-            self.socket.queue(&pdu, piece)?;
+            self.socket.queue(&pdu.into_bytes(), piece)?;
             if self.framing.data_digest {
                 self.socket.queue(&crc32c::crc32c(piece).to_le_bytes(), &[])?;
             }

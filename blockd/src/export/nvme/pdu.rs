@@ -7,6 +7,7 @@ use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::command::{Command, Completion};
+use crate::outgoing::Outgoing;
 
 /// PDU types.
 pub mod kind {
@@ -347,15 +348,16 @@ impl Framing {
     }
 
     /// Appends a PDU without data, from its struct; length and digest are filled in.
-    pub fn put(self, out: &mut Vec<u8>, pdu: &[u8]) {
+    pub fn put(self, out: &mut Outgoing, pdu: &[u8]) {
         self.put_header(out, pdu, 0);
     }
 
     /// Appends the header of a PDU that `data` bytes are to follow, with digest and padding. The data's digest, if there
     /// is one, is appended by [`Framing::put_data_digest`].
-    pub fn put_header(self, out: &mut Vec<u8>, pdu: &[u8], data: usize) {
-        let at = out.len();
-        out.extend_from_slice(pdu);
+    pub fn put_header(self, out: &mut Outgoing, pdu: &[u8], data: usize) {
+        // At most 76 bytes of header, aligned to at most 128.
+        let mut head = [0; 128];
+        head[..pdu.len()].copy_from_slice(pdu);
         let header = self.header_len(pdu.len());
         let (pdo, plen) = if data == 0 {
             (0, header)
@@ -365,59 +367,56 @@ impl Framing {
             (pdo, pdo + data + self.data_digest_len())
         };
         if self.header_digest {
-            out[at + 1] |= flag::HDGST;
+            head[1] |= flag::HDGST;
         }
         if data > 0 && self.data_digest {
-            out[at + 1] |= flag::DDGST;
+            head[1] |= flag::DDGST;
         }
-        // At most 76 bytes of header, aligned to at most 128.
-        out[at + 3] = pdo as u8;
-        out[at + 4..at + 8].copy_from_slice(&(plen as u32).to_le_bytes());
+        head[3] = pdo as u8;
+        head[4..8].copy_from_slice(&(plen as u32).to_le_bytes());
         if self.header_digest {
-            let digest = crc32c::crc32c(&out[at..]);
-            out.extend_from_slice(&digest.to_le_bytes());
+            let digest = crc32c::crc32c(&head[..pdu.len()]);
+            head[pdu.len()..header].copy_from_slice(&digest.to_le_bytes());
         }
-        if data > 0 {
-            out.resize(at + pdo, 0);
-        }
+        out.extend_from_slice(&head[..header.max(pdo)]);
     }
 
-    /// Appends the digest of the data at `out[from..]`.
-    pub fn put_data_digest(self, out: &mut Vec<u8>, from: usize) {
+    /// Appends the digest of the data from byte `from` of `out` on.
+    pub fn put_data_digest(self, out: &mut Outgoing, from: usize) {
         if self.data_digest {
-            let digest = crc32c::crc32c(&out[from..]);
+            let digest = out.pieces(from).fold(0, crc32c::crc32c_append);
             out.extend_from_slice(&digest.to_le_bytes());
         }
     }
 
     /// Appends the completion of a command.
-    pub fn put_completion(self, out: &mut Vec<u8>, completion: Completion) {
+    pub fn put_completion(self, out: &mut Outgoing, completion: Completion) {
         let header = Header { kind: kind::CAPSULE_RESP, flags: 0, hlen: 24, pdo: 0, plen: 24.into() };
         self.put(out, ResponseCapsule { header, completion }.as_bytes());
     }
 
     /// Appends an R2T for `len` bytes from `offset`.
-    pub fn put_r2t(self, out: &mut Vec<u8>, cid: u16, tag: u16, offset: u32, len: u32) {
+    pub fn put_r2t(self, out: &mut Outgoing, cid: u16, tag: u16, offset: u32, len: u32) {
         self.put(out, Transfer::new(kind::R2T, 0, cid, tag, offset, len).as_bytes());
     }
 
     /// Appends the data of a command as one PDU; with `success` it is also its completion.
-    pub fn put_data(self, out: &mut Vec<u8>, cid: u16, data: &[u8], success: bool) {
+    pub fn put_data(self, out: &mut Outgoing, cid: u16, data: Outgoing, success: bool) {
         self.put_data_header(out, cid, data.len() as u32, success);
         let from = out.len();
-        out.extend_from_slice(data);
+        out.append(data);
         self.put_data_digest(out, from);
     }
 
     /// The part of [`Framing::put_data`] before the data.
-    pub fn put_data_header(self, out: &mut Vec<u8>, cid: u16, len: u32, success: bool) {
+    pub fn put_data_header(self, out: &mut Outgoing, cid: u16, len: u32, success: bool) {
         let flags = flag::LAST | if success { flag::SUCCESS } else { 0 };
         let header = Transfer::new(kind::C2H_DATA, flags, cid, 0, 0, len);
         self.put_header(out, header.as_bytes(), len as usize);
     }
 
     /// Appends a terminate request for an error in the PDU that begins with `pdu`.
-    pub fn put_terminate(out: &mut Vec<u8>, error: &PduError, pdu: &[u8]) {
+    pub fn put_terminate(out: &mut Outgoing, error: &PduError, pdu: &[u8]) {
         let PduError::Fatal { status, field, .. } = error else { return };
         // Only as much as is a header may be quoted.
         let hlen = pdu.get(2).map_or(0, |hlen| usize::from(*hlen)).min(QUOTE_MAX);
@@ -463,12 +462,13 @@ mod tests {
             [(false, false, 0), (true, false, 0), (false, true, 3), (true, true, 0), (true, true, 31)]
         {
             let framing = Framing { header_digest, data_digest, alignment };
-            let mut out = vec![9];
+            let mut out = Outgoing::from(vec![9]);
             let head = Transfer::new(kind::H2C_DATA, flag::LAST, 1, 2, 3, 5);
             framing.put_header(&mut out, head.as_bytes(), 5);
             let from = out.len();
             out.extend_from_slice(b"12345");
             framing.put_data_digest(&mut out, from);
+            let mut out = out.to_vec();
             let (header, _) = take::<Header>(&out[1..]).unwrap();
             assert_eq!(header.plen.get() as usize, out.len() - 1);
             let pdo = framing.check(&header).unwrap();

@@ -10,6 +10,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::command::{Command, Completion, Status};
 use super::pdu::{self, CommandCapsule, Framing, Header, Initialize, PduError, fatal, fes, kind};
 use super::{ADMIN_IN_CAPSULE_MAX, TRANSFER_MAX};
+use crate::outgoing::Outgoing;
 
 /// Why a queue ends.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,7 @@ pub struct Capsule {
 pub struct Queue {
     stream: TcpStream,
     input: Vec<u8>,
-    output: Vec<u8>,
+    output: Outgoing,
     framing: Framing,
     /// Entries, and how far they were read, once Connect has settled that there is flow control.
     flow: Option<(u16, u16)>,
@@ -56,16 +57,16 @@ impl Queue {
             result = checked.check_request();
         }
         if let Err(error) = result {
-            let mut out = Vec::new();
+            let mut out = Outgoing::new();
             Framing::put_terminate(&mut out, &error, &request[..Header::SIZE]);
-            stream.write_all(&out).await?;
+            stream.write_all(&out.to_vec()).await?;
             return Err(error.into());
         }
         let framing = Framing::of(&checked);
         // The pieces in which a host sends data may be as long as a command's.
         let response = Initialize::new(kind::IC_RESP, 0, framing.digests(), TRANSFER_MAX);
         stream.write_all(response.as_bytes()).await?;
-        Ok(Self { stream, input: Vec::new(), output: Vec::new(), framing, flow: None })
+        Ok(Self { stream, input: Vec::new(), output: Outgoing::new(), framing, flow: None })
     }
 
     /// What was settled.
@@ -143,7 +144,7 @@ impl Queue {
             Ok(room) => {
                 let data = &data[..data.len().min(room as usize)];
                 if !data.is_empty() {
-                    self.framing.put_data(&mut self.output, cid, data, false);
+                    self.framing.put_data(&mut self.output, cid, data.to_vec().into(), false);
                 }
                 self.complete(cid, Status::SUCCESS, 0);
             }
@@ -154,7 +155,7 @@ impl Queue {
     /// Sends what is queued.
     pub async fn flush(&mut self) -> io::Result<()> {
         let output = std::mem::take(&mut self.output);
-        self.stream.write_all(&output).await
+        self.stream.write_all(&output.into_bytes()).await
     }
 
     /// The socket.

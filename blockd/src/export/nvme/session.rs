@@ -18,6 +18,7 @@ use super::pdu::{self, CommandCapsule, DIGEST, Framing, Header, PduError, Transf
 use super::reservation::{Access, Kind, Request};
 use super::{COMPARE_WRITE_MAX, IN_CAPSULE_MAX, LBA_BYTES, NSID, NSID_ALL, TRANSFER_MAX, log_page};
 use crate::buf::AlignedBuf;
+use crate::outgoing::Outgoing;
 use crate::reactor::{self, Client, DIRECT_PAYLOAD, Device, Progress, SessionError, SessionStats, Task};
 use crate::types::BLOCK_SIZE;
 use crate::volume::{IoError, Outcome, ReadNow, Token, WriteData};
@@ -194,7 +195,7 @@ impl Session {
         &mut self,
         input: &[u8],
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Result<(usize, Progress), PduError> {
         let mut rest = input;
         let progress = loop {
@@ -251,7 +252,7 @@ impl Session {
     }
 
     /// Takes a PDU, or the head of one whose data goes elsewhere. Returns how many bytes it used, 0 if there are too few.
-    fn pdu(&mut self, input: &[u8], device: &mut dyn Device, out: &mut Vec<u8>) -> Result<usize, PduError> {
+    fn pdu(&mut self, input: &[u8], device: &mut dyn Device, out: &mut Outgoing) -> Result<usize, PduError> {
         let Some((header, _)) = pdu::take::<Header>(input) else { return Ok(0) };
         let pdo = self.framing.check(&header)?;
         let len = self.framing.data_len(&header, pdo);
@@ -332,7 +333,7 @@ impl Session {
         left: usize,
         len: usize,
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) {
         if let Some(Stage::Receiving { filled, .. }) = self.stage(slot) {
             *filled += part;
@@ -348,7 +349,7 @@ impl Session {
     }
 
     /// A data PDU is complete; perhaps all of the command's data is.
-    fn data_arrived(&mut self, slot: u16, device: &mut dyn Device, out: &mut Vec<u8>) {
+    fn data_arrived(&mut self, slot: u16, device: &mut dyn Device, out: &mut Outgoing) {
         let Some(stage) = self.stage(slot) else { return };
         let Stage::Receiving { len, filled, .. } = stage else { return };
         if filled < len {
@@ -360,7 +361,7 @@ impl Session {
         self.grant(out);
     }
 
-    fn fail_receiving(&mut self, slot: u16, out: &mut Vec<u8>) {
+    fn fail_receiving(&mut self, slot: u16, out: &mut Outgoing) {
         if let Some(Stage::Receiving { len, .. }) = self.stage(slot) {
             self.granted_bytes -= *len as u64;
         }
@@ -369,7 +370,7 @@ impl Session {
     }
 
     /// Asks for data as far as there is room for it.
-    fn grant(&mut self, out: &mut Vec<u8>) {
+    fn grant(&mut self, out: &mut Outgoing) {
         while let Some(&slot) = self.grants.front() {
             let Some(Running { command, stage, .. }) = self.running[usize::from(slot)].as_mut() else {
                 self.grants.pop_front();
@@ -397,7 +398,7 @@ impl Session {
         data: &[u8],
         intact: bool,
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Result<(), PduError> {
         if self.running.len() - self.free.len() >= usize::from(self.entries) {
             return Err(fatal(fes::SEQUENCE, 0, "more commands than the queue has entries"));
@@ -475,7 +476,7 @@ impl Session {
 
     /// A read, which most often is answered in place, before anything has to be remembered of it: the header goes out first
     /// and the device appends the data behind it.
-    fn read_at_once(&mut self, command: &Command, device: &mut dyn Device, out: &mut Vec<u8>) {
+    fn read_at_once(&mut self, command: &Command, device: &mut dyn Device, out: &mut Outgoing) {
         let checked = self.check(command).and_then(|_| {
             let len = command.blocks() * LBA_BYTES;
             if u64::from(command.data_out()?) != len {
@@ -639,7 +640,7 @@ impl Session {
     }
 
     /// Gives a command whose data is complete to the device.
-    fn execute(&mut self, slot: u16, data: Data<'_>, device: &mut dyn Device, out: &mut Vec<u8>) {
+    fn execute(&mut self, slot: u16, data: Data<'_>, device: &mut dyn Device, out: &mut Outgoing) {
         let Some(running) = &self.running[usize::from(slot)] else { return };
         let command = running.command;
         if let Data::Owned(..) = data {
@@ -676,7 +677,7 @@ impl Session {
         command: &Command,
         data: Data<'_>,
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Result<(), Status> {
         let fua = command.dword(12) & rw::FUA != 0;
         let len = command.blocks() * LBA_BYTES;
@@ -719,7 +720,7 @@ impl Session {
                 }
                 let mut page = log_page::reservation_report(&self.namespace.reservations());
                 page.resize(asked.min(u64::from(room)) as usize, 0);
-                self.framing.put_data(out, command.cid.get(), &page, false);
+                self.framing.put_data(out, command.cid.get(), page.into(), false);
                 self.finish(slot, Status::SUCCESS, 0, out);
             }
             _ => {
@@ -755,7 +756,7 @@ impl Session {
     }
 
     /// After the data of a read: without flow control that was its completion, too.
-    fn finish_read(&mut self, slot: u16, out: &mut Vec<u8>) {
+    fn finish_read(&mut self, slot: u16, out: &mut Outgoing) {
         if self.flow_control {
             self.finish(slot, Status::SUCCESS, 0, out);
         } else {
@@ -771,20 +772,20 @@ impl Session {
         offset: u64,
         len: u32,
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) {
         self.stats.read_bytes += u64::from(len);
         self.weigh(slot, u64::from(len));
-        let mut bytes = Vec::with_capacity(len as usize);
+        let mut bytes = Outgoing::new();
         match device.read(token, offset, len, &mut bytes) {
             ReadNow::Pending => {}
-            ReadNow::Ready { .. } => self.read_is_there(slot, &bytes, device, out),
+            ReadNow::Ready { .. } => self.read_is_there(slot, bytes, device, out),
             ReadNow::Failed(error) => self.io_failed(slot, &error, out),
         }
     }
 
     /// The data of a read, wherever it goes.
-    fn read_is_there(&mut self, slot: u16, bytes: &[u8], device: &mut dyn Device, out: &mut Vec<u8>) {
+    fn read_is_there(&mut self, slot: u16, bytes: Outgoing, device: &mut dyn Device, out: &mut Outgoing) {
         let Some(running) = self.running[usize::from(slot)].as_mut() else { return };
         let cid = running.command.cid.get();
         match &mut running.stage {
@@ -794,11 +795,11 @@ impl Session {
             }
             Stage::Verify => self.finish(slot, Status::SUCCESS, 0, out),
             Stage::Compare(expected) => {
-                let status = if *expected == bytes { Status::SUCCESS } else { Status::COMPARE_FAILURE };
+                let status = if bytes == expected[..] { Status::SUCCESS } else { Status::COMPARE_FAILURE };
                 self.finish(slot, status, 0, out);
             }
             Stage::Copy { data, .. } => {
-                data.extend_from_slice(bytes);
+                bytes.pieces(0).for_each(|piece| data.extend_from_slice(piece));
                 self.copy_on(slot, device, out);
             }
             _ => debug_assert!(false, "data for a command that reads nothing"),
@@ -812,7 +813,7 @@ impl Session {
         command: &Command,
         data: &[u8],
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Result<(), Status> {
         const DEALLOCATE: u32 = 1 << 2;
         let count = (command.dword(10) & 0xff) as usize + 1;
@@ -850,7 +851,7 @@ impl Session {
         command: &Command,
         data: &[u8],
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Result<(), Status> {
         let count = (command.dword(12) & 0xff) as usize + 1;
         if (command.dword(12) >> 8) & 0xf != 0 || command.dword(12) & rw::PROTECTION != 0 {
@@ -897,7 +898,7 @@ impl Session {
     }
 
     /// Reads the next range of a copy, or writes when all were read.
-    fn copy_on(&mut self, slot: u16, device: &mut dyn Device, out: &mut Vec<u8>) {
+    fn copy_on(&mut self, slot: u16, device: &mut dyn Device, out: &mut Outgoing) {
         let token = Token(self.token_base | u64::from(slot));
         let Some(Running { command, stage: Stage::Copy { ranges, data }, .. }) =
             self.running[usize::from(slot)].as_mut()
@@ -918,7 +919,7 @@ impl Session {
         }
     }
 
-    fn completed(&mut self, slot: u16, result: Result<Outcome, IoError>, device: &mut dyn Device, out: &mut Vec<u8>) {
+    fn completed(&mut self, slot: u16, result: Result<Outcome, IoError>, device: &mut dyn Device, out: &mut Outgoing) {
         let Some(running) = self.running.get_mut(usize::from(slot)).and_then(Option::as_mut) else {
             debug_assert!(false, "completion of a request that does not run");
             return;
@@ -938,7 +939,7 @@ impl Session {
             return;
         }
         match result {
-            Ok(Outcome::Data(data)) => self.read_is_there(slot, &data.bytes, device, out),
+            Ok(Outcome::Data(data)) => self.read_is_there(slot, data.bytes, device, out),
             Ok(Outcome::Done | Outcome::Extents(_)) => {
                 if let Stage::FusedSecond { first, .. } = running.stage {
                     self.finish(first, Status::SUCCESS, 0, out);
@@ -956,7 +957,7 @@ impl Session {
         self.grant(out);
     }
 
-    fn io_failed(&mut self, slot: u16, error: &IoError, out: &mut Vec<u8>) {
+    fn io_failed(&mut self, slot: u16, error: &IoError, out: &mut Outgoing) {
         if let IoError::Shutdown = error {
             // To the host this is a pause: its connection ends, and it asks again.
             self.broken = Some("the volume is closing");
@@ -965,7 +966,7 @@ impl Session {
     }
 
     /// Fails a command, and the first of its pair if it is the second.
-    fn fail_with_partner(&mut self, slot: u16, status: Status, out: &mut Vec<u8>) {
+    fn fail_with_partner(&mut self, slot: u16, status: Status, out: &mut Outgoing) {
         if self.fused == Some(slot) {
             self.fused = None;
         }
@@ -976,18 +977,18 @@ impl Session {
         self.finish(slot, status, 0, out);
     }
 
-    fn fail(&mut self, slot: u16, status: Status, out: &mut Vec<u8>) {
+    fn fail(&mut self, slot: u16, status: Status, out: &mut Outgoing) {
         self.finish(slot, status, 0, out);
     }
 
     /// Answers a command and forgets it.
-    fn finish(&mut self, slot: u16, status: Status, result: u64, out: &mut Vec<u8>) {
+    fn finish(&mut self, slot: u16, status: Status, result: u64, out: &mut Outgoing) {
         let Some(running) = &self.running[usize::from(slot)] else { return };
         self.answer(running.command.cid.get(), status, result, out);
         self.release(slot);
     }
 
-    fn answer(&self, cid: u16, status: Status, result: u64, out: &mut Vec<u8>) {
+    fn answer(&self, cid: u16, status: Status, result: u64, out: &mut Outgoing) {
         if self.broken.is_none() {
             let head = if self.flow_control { self.sq_head } else { 0 };
             self.framing.put_completion(out, Completion::new(cid, head, status, result));
@@ -1117,7 +1118,7 @@ impl reactor::Session for Session {
         &mut self,
         input: &[u8],
         device: &mut dyn Device,
-        out: &mut Vec<u8>,
+        out: &mut Outgoing,
     ) -> Result<(usize, Progress), SessionError> {
         Ok(self.consume_pdus(input, device, out)?)
     }
@@ -1130,7 +1131,7 @@ impl reactor::Session for Session {
         }
     }
 
-    fn payload_received(&mut self, received: usize, device: &mut dyn Device, out: &mut Vec<u8>) {
+    fn payload_received(&mut self, received: usize, device: &mut dyn Device, out: &mut Outgoing) {
         let State::Payload { slot, left, len } = self.state else { return };
         assert!(received <= left, "payload overrun");
         self.payload_filled(slot, received, left, len, device, out);
@@ -1140,7 +1141,7 @@ impl reactor::Session for Session {
         self.large_writes
     }
 
-    fn complete(&mut self, slot: u16, result: Result<Outcome, IoError>, device: &mut dyn Device, out: &mut Vec<u8>) {
+    fn complete(&mut self, slot: u16, result: Result<Outcome, IoError>, device: &mut dyn Device, out: &mut Outgoing) {
         self.completed(slot, result, device, out);
     }
 
@@ -1161,7 +1162,7 @@ impl reactor::Session for Session {
         std::mem::take(&mut self.tasks)
     }
 
-    fn task_done(&mut self, slot: u16, result: u32, _: &mut dyn Device, out: &mut Vec<u8>) {
+    fn task_done(&mut self, slot: u16, result: u32, _: &mut dyn Device, out: &mut Outgoing) {
         // A status has 15 bits.
         self.finish(slot, Status(result as u16), 0, out);
     }

@@ -8,6 +8,7 @@ use super::namespace::Namespace;
 use super::pdu::{CommandCapsule, Framing, Header, ResponseCapsule, Terminate, Transfer, fes, flag, kind, take};
 use super::session::{Session, SessionParams};
 use super::{NSID, TRANSFER_MAX};
+use crate::outgoing::Outgoing;
 use crate::reactor::{Device, Progress, RamDevice, Session as _};
 use crate::types::VolumeId;
 use crate::volume::Effect;
@@ -42,14 +43,14 @@ impl Rig {
 
     /// Feeds all of `input` and returns what came back, and whether the connection goes on.
     fn feed(&mut self, input: &[u8]) -> (Vec<u8>, bool) {
-        let mut out = Vec::new();
+        let mut out = Outgoing::new();
         self.input.extend_from_slice(input);
         let input = std::mem::take(&mut self.input);
         let mut at = 0;
         loop {
             let (used, progress) = match self.session.consume(&input[at..], &mut self.device, &mut out) {
                 Ok(found) => found,
-                Err(_) => return (out, false),
+                Err(_) => return (out.to_vec(), false),
             };
             at += used;
             self.device.advance(1);
@@ -58,14 +59,14 @@ impl Rig {
             }
             if used == 0 || matches!(progress, Progress::Disconnect) {
                 self.input = input[at..].to_vec();
-                return (out, true);
+                return (out.to_vec(), true);
             }
         }
     }
 
     fn capsule(&self, command: Command, data: &[u8]) -> Vec<u8> {
         let header = Header { kind: kind::CAPSULE_CMD, flags: 0, hlen: 72, pdo: 0, plen: 72.into() };
-        let mut pdu = Vec::new();
+        let mut pdu = Outgoing::new();
         let capsule = CommandCapsule { header, command };
         if data.is_empty() {
             self.framing.put(&mut pdu, capsule.as_bytes());
@@ -75,18 +76,18 @@ impl Rig {
             pdu.extend_from_slice(data);
             self.framing.put_data_digest(&mut pdu, from);
         }
-        pdu
+        pdu.to_vec()
     }
 
     fn data(&self, cid: u16, tag: u16, offset: u32, data: &[u8], last: bool) -> Vec<u8> {
         let flags = if last { flag::LAST } else { 0 };
         let head = Transfer::new(kind::H2C_DATA, flags, cid, tag, offset, data.len() as u32);
-        let mut pdu = Vec::new();
+        let mut pdu = Outgoing::new();
         self.framing.put_header(&mut pdu, head.as_bytes(), data.len());
         let from = pdu.len();
         pdu.extend_from_slice(data);
         self.framing.put_data_digest(&mut pdu, from);
-        pdu
+        pdu.to_vec()
     }
 
     /// The statuses of the responses in `out`, by command.
