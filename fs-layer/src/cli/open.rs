@@ -138,7 +138,11 @@ pub(super) fn disk(place: &Place, access: Access) -> anyhow::Result<OpenedDisk> 
     let (disk, description, engine): (Arc<dyn Disk>, String, _) = match place_found {
         Where::File(path) => (Arc::new(file(&path, access)?), path.display().to_string(), None),
         Where::Nbd(url) => {
-            let options = NbdOptions { connections: place.nbd_connections.into(), ..NbdOptions::default() };
+            let options = NbdOptions {
+                connections: place.nbd_connections.into(),
+                read_only: access == Access::Read,
+                ..NbdOptions::default()
+            };
             (Arc::new(NbdDisk::connect(&url, options)?), url.to_string(), None)
         }
         Where::Store(store) => {
