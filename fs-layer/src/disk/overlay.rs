@@ -75,7 +75,8 @@ impl<D: Deref<Target: Disk> + Send + Sync> Disk for OverlayDisk<D> {
         for block in gone {
             changes.written.remove(&block);
         }
-        while let Some((&first, &behind)) = changes.discarded.range(..=to).next_back().filter(|(_, end)| **end >= from) {
+        while let Some((&first, &behind)) = changes.discarded.range(..=to).next_back().filter(|(_, end)| **end >= from)
+        {
             changes.discarded.remove(&first);
             (from, to) = (from.min(first), to.max(behind));
         }

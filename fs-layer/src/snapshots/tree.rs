@@ -246,9 +246,7 @@ impl<L: Vfs> Vfs for SnapshotTree<L> {
     fn link(&self, who: &Credentials, ino: Ino, dir: Ino, name: &[u8]) -> Result<Linked> {
         match (place(ino), place(dir)) {
             (Place::Live, Place::Live) if !is_special(dir, name) => self.live.link(who, ino, dir, name),
-            (Place::Live, Place::Live) => {
-                self.change_own(VfsError::Exists, || self.live.link(who, ino, dir, name))
-            }
+            (Place::Live, Place::Live) => self.change_own(VfsError::Exists, || self.live.link(who, ino, dir, name)),
             (Place::In(a, _), Place::In(b, _)) if a == b => Err(VfsError::ReadOnly),
             (Place::Nowhere, _) | (_, Place::Nowhere) => Err(VfsError::Stale),
             _ => Err(VfsError::CrossDevice),
@@ -295,7 +293,11 @@ impl<L: Vfs> Vfs for SnapshotTree<L> {
     }
 
     fn readdir(&self, who: &Credentials, dir: Ino, cookie: u64, max: usize) -> Result<DirPage> {
-        if is_live(dir) { self.live.readdir(who, dir, cookie, max) } else { self.readdir_outside(who, dir, cookie, max) }
+        if is_live(dir) {
+            self.live.readdir(who, dir, cookie, max)
+        } else {
+            self.readdir_outside(who, dir, cookie, max)
+        }
     }
 
     fn parent(&self, dir: Ino) -> Result<Ino> {

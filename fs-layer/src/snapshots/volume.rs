@@ -68,12 +68,8 @@ impl SnapshotSource for VolumeSnapshots {
     }
 
     fn open(&self, snapshot: &SnapshotInfo) -> Result<Arc<dyn Disk>, SnapshotError> {
-        let options = NbdOptions {
-            connections: CONNECTIONS,
-            patience: Some(PATIENCE),
-            read_only: true,
-            ..NbdOptions::default()
-        };
+        let options =
+            NbdOptions { connections: CONNECTIONS, patience: Some(PATIENCE), read_only: true, ..NbdOptions::default() };
         let disk = NbdDisk::connect(&self.export(&snapshot.name), options)?;
         if disk.description() != snapshot.description && !snapshot.description.is_empty() {
             return Err(SnapshotError::Replaced(snapshot.name.clone()));

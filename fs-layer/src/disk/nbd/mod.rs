@@ -22,8 +22,8 @@ use blockd::export::nbd::client::{NbdClient, ReplyData, Request};
 
 use super::{BLOCK_BYTES, BlockAddress, Disk};
 pub use blockd::export::nbd::client::Listed;
-pub use connect::{NbdError, exports};
 use connect::Server;
+pub use connect::{NbdError, exports};
 use unflushed::{Change, Unflushed};
 pub use url::{BadUrl, NbdUrl};
 
