@@ -21,6 +21,8 @@ pub mod numbers;
 mod shelf;
 mod source;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod tree;
 mod volume;

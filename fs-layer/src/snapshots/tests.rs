@@ -1,85 +1,16 @@
-//! Snapshots of a filesystem on a disk in memory: copies of that disk, which must never be written.
+//! What the snapshots of a filesystem on a disk in memory show.
 
-use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use super::numbers::LIST;
+use super::testing::Copies;
 use super::*;
-use crate::disk::{BlockAddress, Disk, MemoryDisk};
+use crate::disk::MemoryDisk;
 use crate::journal::is_settled;
 use crate::layout::{MkfsOptions, load_superblock, mkfs};
 use crate::vfs::*;
-
-/// A copy that nobody may change.
-struct Frozen(MemoryDisk);
-
-impl Disk for Frozen {
-    fn blocks(&self) -> u64 {
-        self.0.blocks()
-    }
-
-    fn read(&self, at: BlockAddress, buffer: &mut [u8]) -> io::Result<()> {
-        self.0.read(at, buffer)
-    }
-
-    fn write(&self, at: BlockAddress, _: &[u8]) -> io::Result<()> {
-        panic!("block {at} of a snapshot is written");
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        panic!("a snapshot is flushed");
-    }
-
-    fn discard(&self, at: BlockAddress, _: u64) -> io::Result<()> {
-        panic!("block {at} of a snapshot is discarded");
-    }
-}
-
-/// Makes them by copying the disk.
-struct Copies {
-    disk: Arc<MemoryDisk>,
-    made: Mutex<Vec<(SnapshotInfo, Arc<Frozen>)>>,
-    calls: AtomicU64,
-    next: AtomicU64,
-    away: AtomicBool,
-}
-
-impl Copies {
-    fn call(&self) -> std::result::Result<(), SnapshotError> {
-        self.calls.fetch_add(1, SeqCst);
-        if self.away.load(SeqCst) { Err(SnapshotError::Refused("a test lets it be away".into())) } else { Ok(()) }
-    }
-}
-
-impl SnapshotSource for Copies {
-    fn list(&self) -> std::result::Result<Vec<SnapshotInfo>, SnapshotError> {
-        self.call()?;
-        Ok(self.made.lock().unwrap().iter().map(|(info, _)| info.clone()).collect())
-    }
-
-    fn open(&self, snapshot: &SnapshotInfo) -> std::result::Result<Arc<dyn Disk>, SnapshotError> {
-        self.call()?;
-        let made = self.made.lock().unwrap();
-        let found = made.iter().find(|(info, _)| info == snapshot);
-        found.map(|(_, disk)| disk.clone() as _).ok_or_else(|| SnapshotError::Replaced(snapshot.name.clone()))
-    }
-
-    fn create(&self, name: &str) -> std::result::Result<(), SnapshotError> {
-        self.call()?;
-        let description = format!("copy {}", self.next.fetch_add(1, SeqCst));
-        let info = SnapshotInfo { name: name.to_owned(), description };
-        self.made.lock().unwrap().push((info, Arc::new(Frozen(self.disk.copy()))));
-        Ok(())
-    }
-
-    fn delete(&self, name: &str) -> std::result::Result<(), SnapshotError> {
-        self.call()?;
-        self.made.lock().unwrap().retain(|(info, _)| info.name != name);
-        Ok(())
-    }
-}
 
 struct World {
     live: Arc<Filesystem>,
@@ -102,13 +33,7 @@ impl World {
         let live =
             Filesystem::open(disk.clone(), &OpenOptions { commit_every: None, ..OpenOptions::default() }).unwrap();
         before(&live);
-        let source = Arc::new(Copies {
-            disk,
-            made: Mutex::default(),
-            calls: AtomicU64::new(0),
-            next: AtomicU64::new(0),
-            away: AtomicBool::new(false),
-        });
+        let source = Copies::of(disk);
         let tree = SnapshotTree::new(live.clone(), source.clone(), options).unwrap();
         World { live, source, tree }
     }
