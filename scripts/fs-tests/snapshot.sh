@@ -102,6 +102,8 @@ blockd_start
 # What nobody has read yet, and so is kept nowhere.
 same "$mnt/.snapshots/there/later" "$later"
 refused "blockd snapshot delete vol@there" say delete there
+# Now nobody here is connected to it, without which it could not be deleted; blockd sees that in a moment.
+sleep 0.5
 "$blockd" snapshot delete vol@there --data "$work/blockd" >/dev/null
 sleep 2.5
 refused "No such file" ls "$mnt/.snapshots/there"

@@ -10,12 +10,13 @@ use super::{BLOCK_BYTES, BlockAddress, Disk};
 /// What was changed. Writes come after the discards of the same blocks, as each discard drops what was written before.
 #[derive(Default)]
 struct Changes {
-    written: BTreeMap<BlockAddress, Box<[u8; BLOCK_BYTES]>>,
+    /// Without the zeros at their ends: most blocks of metadata are mostly zeros, and short in the journal.
+    written: BTreeMap<BlockAddress, Box<[u8]>>,
     /// First block and the one behind the last of ranges that do not meet.
     discarded: BTreeMap<BlockAddress, BlockAddress>,
 }
 
-/// See the module. It grows with what is written, which for a replay is at most what the journal holds.
+/// See the module. It grows with what is written, which for a replay is about what the journal holds.
 pub struct OverlayDisk<D> {
     below: D,
     changes: RwLock<Changes>,
@@ -47,7 +48,9 @@ impl<D: Deref<Target: Disk> + Send + Sync> Disk for OverlayDisk<D> {
             buffer[place(at.max(*from))..place(end.min(*to))].fill(0);
         }
         for (block, bytes) in changes.written.range(at..end) {
-            buffer[place(*block)..place(block + 1)].copy_from_slice(&bytes[..]);
+            let (front, rest) = buffer[place(*block)..place(block + 1)].split_at_mut(bytes.len());
+            front.copy_from_slice(bytes);
+            rest.fill(0);
         }
         Ok(())
     }
@@ -55,7 +58,8 @@ impl<D: Deref<Target: Disk> + Send + Sync> Disk for OverlayDisk<D> {
     fn write(&self, at: BlockAddress, data: &[u8]) -> io::Result<()> {
         let mut changes = self.change();
         for (block, bytes) in (at..).zip(data.chunks_exact(BLOCK_BYTES)) {
-            changes.written.insert(block, Box::new(bytes.try_into().expect("whole blocks")));
+            let len = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            changes.written.insert(block, bytes[..len].into());
         }
         Ok(())
     }

@@ -1,12 +1,18 @@
 //! Making and deleting snapshots with the blockd in this process, over its admin socket.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use blockd::cli::Client;
 use blockd::program::explain;
 
 use super::SnapshotError;
 use super::volume::Maker;
+
+/// How long the daemon may take to see that a connection was closed.
+const CLOSING_MAX: Duration = Duration::from_secs(2);
+/// Between two attempts.
+const CLOSING_LOOK: Duration = Duration::from_millis(50);
 
 /// See the module.
 pub struct EngineMaker {
@@ -35,6 +41,15 @@ impl Maker for EngineMaker {
     }
 
     fn delete(&self, volume: &str, name: &str) -> Result<(), SnapshotError> {
-        self.ask(async |client| client.delete_snapshot(volume, name).await)
+        let start = Instant::now();
+        self.ask(async |client| {
+            loop {
+                match client.delete_snapshot(volume, name).await {
+                    // It does not delete what somebody is connected to, and may not have seen yet that we are gone.
+                    Err(_) if start.elapsed() < CLOSING_MAX => tokio::time::sleep(CLOSING_LOOK).await,
+                    result => return result,
+                }
+            }
+        })
     }
 }

@@ -84,7 +84,8 @@ impl SnapshotSource for VolumeSnapshots {
     }
 
     fn delete(&self, name: &str) -> Result<(), SnapshotError> {
-        self.maker("delete", name, "; type there")?.delete(self.volume.export(), name)
+        self.maker("delete", name, "; it is closed here until somebody looks into it again, type there")?
+            .delete(self.volume.export(), name)
     }
 }
 
