@@ -1,9 +1,9 @@
 //! fs-layer: a shared-disk filesystem on a blockd volume.
 //!
 //! The address space of a volume is endless and only written blocks cost anything, so that numbers and addresses are
-//! handed out by counting up and never used twice. [`disk`] is where blocks are, [`vfs`] what the exports see.
+//! handed out by counting up and never used twice. [`disk`] is where blocks are, [`vfs`] what the exports see, [`snapshots`] adds to that what was.
 //!
-//! Layers point one way: export → vfs → (file | dir | inode) → (lock | journal) → layout → disk. [`blocks`] is what trees need of the journal.
+//! Layers point one way: export → (snapshots) → vfs → (file | dir | inode) → (lock | journal) → layout → disk. [`blocks`] is what trees need of the journal.
 
 pub mod admin;
 pub mod alloc;
@@ -20,6 +20,7 @@ pub mod inode;
 pub mod journal;
 pub mod layout;
 pub mod lock;
+pub mod snapshots;
 mod tree;
 pub mod vfs;
 pub mod waiting;

@@ -17,6 +17,13 @@ impl Exports for Daemon {
         volumes.chain(self.view_names()).collect()
     }
 
+    fn describe(&self, name: &str) -> String {
+        match super::views::split(name) {
+            Some((volume, snapshot)) => self.describe_view(volume, snapshot),
+            None => self.find(name).map_or_else(String::new, |export| export.description),
+        }
+    }
+
     fn refusal(&self, name: &str) -> Option<String> {
         self.locked(name).or_else(|| self.view_refusal(name))
     }

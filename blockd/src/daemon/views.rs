@@ -80,6 +80,13 @@ struct Following {
 /// The name of what follows the owner, in place of a snapshot's.
 pub(super) const LATEST: &str = "latest";
 
+/// What clients are told of it.
+const FOLLOWING: &str = "blockd volume, following its owner";
+
+fn describe_snapshot(id: SnapshotId, made_ms: u64) -> String {
+    format!("blockd snapshot {}, made {}", uuid::Uuid::from_bytes(id).simple(), crate::program::text::date(made_ms))
+}
+
 /// Volume and snapshot in the name of an export.
 pub(super) fn split(name: &str) -> Option<(&str, &str)> {
     name.split_once('@')
@@ -99,6 +106,18 @@ impl Daemon {
             .collect()
     }
 
+    /// What clients are told of a view, open or not. It names a snapshot by its identity, so that they can tell one from another that was given its
+    /// name.
+    pub(super) fn describe_view(&self, volume: &str, snapshot: &str) -> String {
+        if snapshot == LATEST {
+            return FOLLOWING.to_owned();
+        }
+        let entries = self.entries();
+        let manifest = entries.get(volume).and_then(|entry| entry.manifest.as_ref());
+        let found = manifest.and_then(|manifest| manifest.snapshot(snapshot));
+        found.map_or_else(String::new, |found| describe_snapshot(found.id, found.made_ms))
+    }
+
     /// The export of a view that is open.
     pub(super) fn find_view(&self, name: &str) -> Option<Export> {
         let mut open = self.views.open_mut();
@@ -107,10 +126,8 @@ impl Daemon {
         Some(Export {
             name: name.to_owned(),
             description: match &shown.what {
-                What::Snapshot { made_ms, .. } => {
-                    format!("blockd snapshot, made {}", crate::program::text::date(*made_ms))
-                }
-                What::Latest(_) => "blockd volume, following its owner".to_owned(),
+                What::Snapshot { id, made_ms, .. } => describe_snapshot(*id, *made_ms),
+                What::Latest(_) => FOLLOWING.to_owned(),
             },
             size: match &shown.what {
                 What::Snapshot { .. } => shown.size,

@@ -193,7 +193,11 @@ impl Chunks {
         let referred = usage.is_some_and(|usage| usage.referred);
         if referred != self.referred.contains(&id) {
             let all = Arc::make_mut(&mut self.referred);
-            if referred { all.insert(id) } else { all.remove(&id) };
+            if referred {
+                all.insert(id)
+            } else {
+                all.remove(&id)
+            };
         }
         if let Some(usage) = usage {
             self.count_used(id, &usage, |a, b| a + b);

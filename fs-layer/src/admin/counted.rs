@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::vfs::{
     Access, Attributes, Credentials, DirChange, DirPage, Fallocate, FileLock, FsStat, Ino, Linked, LockOwner, Made,
-    Make, NewAttributes, ReadData, Rename, Result, Seek, SetAttributes, SetXattr, Vfs, WriteAt, Written,
+    Make, NewAttributes, Part, ReadData, Rename, Result, Seek, SetAttributes, SetXattr, Vfs, WriteAt, Written,
 };
 
 /// Calls of a tree since the start.
@@ -95,6 +95,10 @@ impl CountedTree {
 impl Vfs for CountedTree {
     fn statfs(&self) -> Result<FsStat> {
         self.count(&self.counters.stats, self.tree.statfs())
+    }
+
+    fn part(&self, ino: Ino) -> Part {
+        self.tree.part(ino)
     }
 
     fn lookup(&self, who: &Credentials, dir: Ino, name: &[u8]) -> Result<Attributes> {

@@ -6,7 +6,6 @@
 //!
 //! Repair changes what follows from the rest without a doubt: link counts, parents, counts of blocks and files. It removes nothing.
 
-mod overlay;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -15,13 +14,12 @@ use zerocopy::little_endian::{U32, U64};
 
 use crate::alloc;
 use crate::blocks::{BlockKind, Body};
-use crate::disk::{BLOCK_BYTES, BlockAddress, Disk};
+use crate::disk::{BLOCK_BYTES, BlockAddress, Disk, OverlayDisk};
 use crate::journal::{Replayed, replay};
 use crate::layout::{
     FIRST_FREE_INO, Geometry, HostBody, INO_ORPHANS, InodeBody, Opened, flags, load_superblock, open, seal,
 };
 use crate::vfs::{FileKind, Ino, ROOT, Result, VfsError};
-use overlay::Overlay;
 use walk::Walk;
 
 /// How a check is done.
@@ -80,7 +78,7 @@ impl Report {
 /// # Errors
 /// [`VfsError::Io`] if the disk fails, or so much is damaged that there is nothing to check.
 pub fn check(disk: &dyn Disk, options: CheckOptions, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
-    let overlay = Overlay::new(disk);
+    let overlay = OverlayDisk::new(disk);
     let disk: &dyn Disk = if options.repair { disk } else { &overlay };
     let geometry = load_superblock(disk)?;
     let replayed = replay(disk, &geometry, 0)?;

@@ -1,6 +1,6 @@
 //! The command line: what people type, and what they are told.
 //!
-//! `fsd serve` and `fsd mount` run until stopped; `fsd status` asks a running one over its admin socket; `fsd mkfs` and `fsd check`
+//! `fsd serve` and `fsd mount` run until stopped; `fsd status` and `fsd snapshot` ask a running one over its admin socket; `fsd mkfs` and `fsd check`
 //! want the disk for themselves. Results go to stdout, as text or with `--json` as JSON; errors go to stderr as one line that
 //! says what failed, on what, and what to do. Exit codes: 0 done, 1 failed (and for `check`: damage is left), 2 wrong usage.
 
@@ -14,6 +14,7 @@ mod running;
 mod serve;
 mod service;
 mod signals;
+mod snapshot;
 mod status;
 
 use std::ffi::OsString;
@@ -32,6 +33,7 @@ Examples:
   fsd mkfs --store s3://bucket/prefix              the same on S3
   fsd mkfs --nbd nbd://10.0.0.5:10809/disk         on a volume of a blockd elsewhere
   fsd status --watch                               see what it does
+  fsd snapshot create monday                       keep the tree as it is now, in .snapshots/monday
   fsd check                                        look whether everything on the disk is sound
 
 Where the disk is, is said in the same way to each command: --store, --nbd, --disk, or nothing for a bucket in --data.";
@@ -56,6 +58,9 @@ enum Command {
     Check(check::CheckArgs),
     /// Show what a running fsd does
     Status(status::StatusArgs),
+    /// Make, list and delete snapshots, which are in .snapshots of the filesystem
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
 }
 
 /// What is logged to stderr.
@@ -112,6 +117,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(args) => serve::run(*args, matches),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Snapshot(command) => snapshot::run(&command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,6 +16,7 @@ use crate::admin::CountedTree;
 use crate::config::{Place, Where};
 use crate::disk::nbd::{NbdDisk, NbdOptions};
 use crate::disk::{CountedDisk, Disk, FileDisk};
+use crate::snapshots::{ShelfOptions, SnapshotSource, SnapshotTree, VolumeSnapshots};
 use crate::vfs::{Filesystem, OpenOptions, Vfs};
 
 /// What the disk is wanted for.
@@ -35,6 +36,8 @@ pub(super) struct OpenedDisk {
     /// For people.
     pub description: String,
     engine: Option<crate::disk::engine::Engine>,
+    /// Where its snapshots come from, if it can have some.
+    snapshots: Option<Arc<dyn SnapshotSource>>,
     /// Held to the end, so that the next fsd waits for us.
     lock: File,
 }
@@ -53,6 +56,7 @@ impl OpenedDisk {
 pub(super) struct OpenedTree {
     disk: OpenedDisk,
     filesystem: Arc<Filesystem>,
+    snapshots: Option<Arc<SnapshotTree<Filesystem>>>,
     tree: Arc<CountedTree>,
 }
 
@@ -71,14 +75,22 @@ impl OpenedTree {
         Arc::downgrade(&self.tree)
     }
 
+    /// The tree's snapshots, if the disk can have some.
+    pub(super) fn weak_snapshots(&self) -> Option<Weak<SnapshotTree<Filesystem>>> {
+        self.snapshots.as_ref().map(Arc::downgrade)
+    }
+
     pub(super) fn weak_disk(&self) -> Weak<CountedDisk> {
         Arc::downgrade(&self.disk.disk)
     }
 
     /// Writes everything home and ends. Nobody may use the tree any more.
     pub(super) fn close(self) -> anyhow::Result<()> {
-        let OpenedTree { disk, filesystem, tree } = self;
+        let OpenedTree { disk, filesystem, snapshots, tree } = self;
         drop(tree);
+        if let Some(snapshots) = snapshots {
+            snapshots.shelf().close();
+        }
         let closed = filesystem.close().with_context(|| format!("cannot close the filesystem on {}", disk.description));
         drop(filesystem);
         disk.close()?;
@@ -123,8 +135,18 @@ pub(super) fn tree(
     };
     let filesystem = Filesystem::open(disk.disk.clone(), &options)
         .with_context(|| format!("cannot open the filesystem on {}", disk.description))?;
-    let tree = Arc::new(CountedTree::new(filesystem.clone()));
-    Ok(OpenedTree { disk, filesystem, tree })
+    let shown = |source: &Arc<dyn SnapshotSource>| {
+        let options = ShelfOptions { keeps_read, ..ShelfOptions::default() };
+        SnapshotTree::new(filesystem.clone(), source.clone(), options).map(Arc::new)
+    };
+    let snapshots = disk.snapshots.as_ref().map(shown).transpose();
+    let snapshots = snapshots.with_context(|| format!("cannot read the root of {}", disk.description))?;
+    let tree: Arc<dyn Vfs> = match &snapshots {
+        Some(snapshots) => snapshots.clone(),
+        None => filesystem.clone(),
+    };
+    let tree = Arc::new(CountedTree::new(tree));
+    Ok(OpenedTree { disk, filesystem, snapshots, tree })
 }
 
 /// Opens the disk.
@@ -135,11 +157,17 @@ pub(super) fn disk(place: &Place, access: Access) -> anyhow::Result<OpenedDisk> 
     // Two at once on one disk would destroy it. This cannot see another machine, which the server of the disk has to keep out.
     let lock_path = place.data.join("fsd.lock");
     let lock = wait_for(&lock_path, || exclusive(&lock_path))?;
-    let (disk, description, engine): (Arc<dyn Disk>, String, _) = match place_found {
-        Where::File(path) => (Arc::new(file(&path, access)?), path.display().to_string(), None),
+    type Source = Option<Arc<dyn SnapshotSource>>;
+    let (disk, description, engine, snapshots): (Arc<dyn Disk>, String, _, Source) = match place_found {
+        Where::File(path) => (Arc::new(file(&path, access)?), path.display().to_string(), None, None),
         Where::Nbd(url) => {
-            let options = NbdOptions { connections: place.nbd_connections.into(), ..NbdOptions::default() };
-            (Arc::new(NbdDisk::connect(&url, options)?), url.to_string(), None)
+            let options = NbdOptions {
+                connections: place.nbd_connections.into(),
+                read_only: access == Access::Read,
+                ..NbdOptions::default()
+            };
+            let source = VolumeSnapshots::elsewhere(&url).map(|source| Arc::new(source) as _);
+            (Arc::new(NbdDisk::connect(&url, options)?), url.to_string(), None, source)
         }
         Where::Store(store) => {
             let (engine, disk) = crate::disk::engine::Engine::start(&crate::disk::engine::EngineOptions {
@@ -150,10 +178,23 @@ pub(super) fn disk(place: &Place, access: Access) -> anyhow::Result<OpenedDisk> 
                 create: matches!(access, Access::Make(_)),
                 connections: place.nbd_connections.into(),
             })?;
-            (Arc::new(disk), format!("volume {} in {store}", place.volume), Some(engine))
+            let source = of_engine(place)?;
+            (Arc::new(disk), format!("volume {} in {store}", place.volume), Some(engine), source)
         }
     };
-    Ok(OpenedDisk { disk: Arc::new(CountedDisk::new(disk)), description, engine, lock })
+    Ok(OpenedDisk { disk: Arc::new(CountedDisk::new(disk)), description, engine, snapshots, lock })
+}
+
+/// The snapshots of the volume that the engine in this process serves.
+#[cfg(feature = "engine")]
+fn of_engine(place: &Place) -> anyhow::Result<Option<Arc<dyn SnapshotSource>>> {
+    let data = std::path::absolute(place.data.join("engine")).context("cannot tell the working directory")?;
+    Ok(Some(Arc::new(VolumeSnapshots::of_engine(&data, &place.volume))))
+}
+
+#[cfg(not(feature = "engine"))]
+fn of_engine(_: &Place) -> anyhow::Result<Option<Arc<dyn SnapshotSource>>> {
+    Ok(None)
 }
 
 fn file(path: &Path, access: Access) -> anyhow::Result<FileDisk> {

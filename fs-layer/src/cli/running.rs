@@ -1,17 +1,18 @@
-//! What each long-running command does: announce itself, answer `fsd status`, and end in order.
+//! What each long-running command does: announce itself, answer `fsd status` and `fsd snapshot`, and end in order.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use anyhow::Context;
-use blockd::program::{notify, print};
+use anyhow::{Context, anyhow, bail};
+use blockd::program::{explain, notify, print};
 
 use super::open::OpenedTree;
 use super::signals::Signals;
-use crate::admin::{Admin, CountedTree, Status};
+use crate::admin::{Admin, Answer, Answers, CountedTree, Request, Snapshots, Status};
 use crate::config::Place;
 use crate::disk::CountedDisk;
-use crate::vfs::Vfs;
+use crate::snapshots::SnapshotTree;
+use crate::vfs::{Filesystem, Vfs};
 
 /// A running fsd.
 pub(super) struct Running {
@@ -20,34 +21,20 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Answers `fsd status` from now on.
+    /// Answers `fsd status` and `fsd snapshot` from now on.
     pub(super) fn start(place: &Place, opened: &OpenedTree, exports: Vec<String>) -> anyhow::Result<Running> {
         let path = place.admin_path();
         let ready =
             format!("fsd ready: {}, {}, admin on {}\n", opened.description(), exports.join(", "), path.display());
-        let start = Instant::now();
-        let disk_name = opened.description().to_owned();
-        let (tree, disk): (Weak<CountedTree>, Weak<CountedDisk>) = (opened.weak_tree(), opened.weak_disk());
-        let status = move || {
-            let (tree, disk) = (tree.upgrade()?, disk.upgrade()?);
-            let stat = tree.statfs().ok()?;
-            Some(Status {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                pid: std::process::id(),
-                uptime_s: start.elapsed().as_secs(),
-                disk: disk_name.clone(),
-                exports: exports.clone(),
-                id: stat.id.iter().map(|byte| format!("{byte:02x}")).collect(),
-                bytes_total: stat.bytes_total,
-                bytes_free: stat.bytes_free,
-                files_total: stat.files_total,
-                files_free: stat.files_free,
-                read_only: stat.read_only,
-                tree: tree.counts(),
-                on_disk: disk.counts(),
-            })
+        let about = About {
+            start: Instant::now(),
+            disk_name: opened.description().to_owned(),
+            exports,
+            tree: opened.weak_tree(),
+            snapshots: opened.weak_snapshots(),
+            disk: opened.weak_disk(),
         };
-        Ok(Running { admin: Admin::listen(&path, std::sync::Arc::new(status))?, ready })
+        Ok(Running { admin: Admin::listen(&path, Arc::new(about))?, ready })
     }
 
     /// Says on stdout, and to the service manager, that all is ready.
@@ -60,6 +47,84 @@ impl Running {
     pub(super) fn stop(self) {
         notify("STOPPING=1");
         drop(self.admin);
+    }
+}
+
+/// What is told of a running fsd. Nothing here keeps it from ending.
+struct About {
+    start: Instant,
+    disk_name: String,
+    exports: Vec<String>,
+    tree: Weak<CountedTree>,
+    /// `None`: the disk has no snapshots.
+    snapshots: Option<Weak<SnapshotTree<Filesystem>>>,
+    disk: Weak<CountedDisk>,
+}
+
+impl Answers for About {
+    fn answer(&self, request: Request) -> Answer {
+        let answer = match request {
+            Request::Status => self.status().map(|status| Answer::Status(Box::new(status))).ok_or_else(ending),
+            Request::SnapshotList => self.list(),
+            Request::SnapshotCreate { name } => self.create(&name),
+            Request::SnapshotDelete { name } => self.delete(&name),
+        };
+        answer.unwrap_or_else(|error| Answer::Error(explain(&error)))
+    }
+}
+
+fn ending() -> anyhow::Error {
+    anyhow!("this fsd is ending")
+}
+
+impl About {
+    fn status(&self) -> Option<Status> {
+        let (tree, disk) = (self.tree.upgrade()?, self.disk.upgrade()?);
+        let stat = tree.statfs().ok()?;
+        let snapshots = self.snapshots.as_ref().and_then(Weak::upgrade);
+        Some(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: self.start.elapsed().as_secs(),
+            disk: self.disk_name.clone(),
+            exports: self.exports.clone(),
+            id: stat.id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            bytes_total: stat.bytes_total,
+            bytes_free: stat.bytes_free,
+            files_total: stat.files_total,
+            files_free: stat.files_free,
+            read_only: stat.read_only,
+            snapshots_open: snapshots.map(|snapshots| snapshots.shelf().open_count() as u64),
+            tree: tree.counts(),
+            on_disk: disk.counts(),
+        })
+    }
+
+    fn snapshots(&self) -> anyhow::Result<Arc<SnapshotTree<Filesystem>>> {
+        match &self.snapshots {
+            Some(snapshots) => snapshots.upgrade().ok_or_else(ending),
+            None => bail!(
+                "{} cannot have snapshots: they are those of a volume of blockd, which --store and --nbd are for",
+                self.disk_name
+            ),
+        }
+    }
+
+    fn list(&self) -> anyhow::Result<Answer> {
+        let tree = self.snapshots()?;
+        let snapshots = tree.shelf().infos()?;
+        Ok(Answer::Snapshots(Snapshots { snapshots, shown: tree.is_shown() }))
+    }
+
+    fn create(&self, name: &str) -> anyhow::Result<Answer> {
+        let tree = self.snapshots()?;
+        let made = tree.create(name)?;
+        Ok(Answer::Snapshots(Snapshots { snapshots: vec![made], shown: tree.is_shown() }))
+    }
+
+    fn delete(&self, name: &str) -> anyhow::Result<Answer> {
+        self.snapshots()?.delete(name)?;
+        Ok(Answer::Done)
     }
 }
 

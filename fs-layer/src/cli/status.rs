@@ -91,6 +91,9 @@ fn render(before: &Status, now: &Status, between: Duration) -> String {
         bytes(rate(|s| s.tree.write_bytes)),
         rate(|s| s.tree.writes),
     );
+    if let Some(open) = now.snapshots_open.filter(|open| *open > 0) {
+        let _ = writeln!(text, "open     {open} snapshots");
+    }
     let flushes = now.on_disk.flushes.saturating_sub(before.on_disk.flushes);
     let flush_us = now.on_disk.flush_us.saturating_sub(before.on_disk.flush_us);
     let _ = writeln!(

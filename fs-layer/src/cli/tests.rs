@@ -18,6 +18,10 @@ fn commands_read_as_documented() {
         "fsd serve --nfs 0.0.0.0:2049",
         "fsd check --disk /tmp/d --repair --json",
         "fsd status --watch 5 --json --data /d",
+        "fsd snapshot create monday --data /d --json",
+        "fsd snapshot list",
+        "fsd snapshot ls --json",
+        "fsd snapshot delete monday",
     ] {
         Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
     }
@@ -32,6 +36,8 @@ fn wrong_usage_is_exit_code_2() {
         "fsd mkfs --disk /a --nbd nbd://h/v",
         "fsd mkfs --size many",
         "fsd status --watch never",
+        "fsd snapshot",
+        "fsd snapshot create",
     ] {
         assert_eq!(Cli::try_parse_from(line.split(' ')).expect_err(line).exit_code(), 2, "{line}");
     }

@@ -20,6 +20,12 @@ impl MemoryDisk {
         MemoryDisk { blocks, written: RwLock::default() }
     }
 
+    /// Another one that holds the same now.
+    pub fn copy(&self) -> MemoryDisk {
+        let written = self.written.read().unwrap_or_else(PoisonError::into_inner).clone();
+        MemoryDisk { blocks: self.blocks, written: RwLock::new(written) }
+    }
+
     /// How many blocks hold something.
     pub fn stored_blocks(&self) -> usize {
         self.written.read().unwrap_or_else(PoisonError::into_inner).len()

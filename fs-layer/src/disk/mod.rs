@@ -10,12 +10,14 @@ pub mod engine;
 mod file;
 mod memory;
 pub mod nbd;
+mod overlay;
 
 use std::io;
 
 pub use counted::{CountedDisk, DiskCounts};
 pub use file::FileDisk;
 pub use memory::MemoryDisk;
+pub use overlay::OverlayDisk;
 
 /// Bytes of a block, the unit of all addresses of the filesystem.
 pub const BLOCK_BYTES: usize = 4096;

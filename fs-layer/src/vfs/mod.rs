@@ -14,6 +14,7 @@ pub mod memory;
 mod types;
 
 pub use error::{Result, VfsError};
+pub(crate) use fs::file_locks::FileLocks;
 pub(crate) use fs::kind_code;
 pub use fs::{Filesystem, FilesystemStatus, OpenOptions};
 pub use types::*;
@@ -34,6 +35,12 @@ pub fn noting<T>(vfs: &dyn Vfs, request: u64, change: impl FnOnce() -> T) -> T {
 pub trait Vfs: Send + Sync {
     /// What this filesystem is and how full it is.
     fn statfs(&self) -> Result<FsStat>;
+
+    /// Which part of the tree a file is in, by its number alone. See [`crate::snapshots`].
+    fn part(&self, ino: Ino) -> Part {
+        let _ = ino;
+        Part::Live
+    }
 
     // --- Names ---
 

@@ -24,6 +24,17 @@ pub struct Ino(pub u64);
 /// The root directory.
 pub const ROOT: Ino = Ino(1);
 
+/// Which part of what an export shows a file belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The tree itself.
+    Live,
+    /// The directory of the snapshots: entries come and go without calls of this tree, so nobody may keep what they are.
+    SnapshotList,
+    /// A snapshot, which never changes: what would change it is [`VfsError::ReadOnly`](super::VfsError::ReadOnly).
+    Snapshot,
+}
+
 /// Whom a call is checked against.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {

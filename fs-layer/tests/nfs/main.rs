@@ -7,5 +7,6 @@ mod killed;
 mod names;
 mod over_tcp;
 mod sessions;
+mod snapshots;
 mod state;
 mod version_3;

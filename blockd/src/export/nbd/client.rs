@@ -98,6 +98,15 @@ impl Default for Options {
     }
 }
 
+/// An export in a server's list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// What the server says of it; may be empty.
+    pub description: String,
+}
+
 /// A request that is not yet answered.
 enum Pending {
     /// Collects the bytes of a read; `missing` of them are still to come.
@@ -140,6 +149,16 @@ impl NbdClient {
     /// [`Self::connect_tcp`] with other extensions.
     pub fn connect_tcp_with(addr: impl ToSocketAddrs, export: &str, options: Options) -> io::Result<Self> {
         Self::negotiate(Socket::connect_tcp(addr, options.timeout)?, export, options)
+    }
+
+    /// The exports of the server on a Unix socket.
+    pub fn list_unix(path: impl AsRef<Path>, timeout: Option<Duration>) -> io::Result<Vec<Listed>> {
+        Self::list(Socket::connect_unix(path.as_ref(), timeout)?)
+    }
+
+    /// The exports of the server on a TCP address.
+    pub fn list_tcp(addr: impl ToSocketAddrs, timeout: Option<Duration>) -> io::Result<Vec<Listed>> {
+        Self::list(Socket::connect_tcp(addr, timeout)?)
     }
 
     /// Size of the export in bytes.
@@ -429,24 +448,26 @@ impl NbdClient {
         })
     }
 
-    fn negotiate(mut socket: Socket, export: &str, options: Options) -> io::Result<Self> {
-        let greeting: proto::Greeting = socket.read_struct()?;
-        greeting.check().map_err(broken)?;
-        let common = greeting.flags.get() & (handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
-        if common & handshake::FIXED_NEWSTYLE == 0 {
-            return Err(broken("the server does not speak fixed newstyle"));
+    fn list(socket: Socket) -> io::Result<Vec<Listed>> {
+        let mut client = Self::greet(socket)?;
+        let mut listed = Vec::new();
+        let agreed = client.option(option::LIST, &[], |kind, data| {
+            if kind == option_reply::SERVER {
+                let (name, details) = proto::take_string(data).ok_or_else(|| broken("name of an export"))?;
+                listed.push(Listed { name, description: String::from_utf8_lossy(details).into_owned() });
+            }
+            Ok(())
+        })?;
+        match agreed {
+            Ok(()) => Ok(listed),
+            Err((kind, _)) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, format!("the server does not list exports ({kind:#x})")))
+            }
         }
-        socket.queue(&u32::from(common).to_be_bytes(), &[])?;
-        let mut client = Self {
-            socket,
-            pending: HashMap::new(),
-            next_cookie: 1,
-            size: 0,
-            flags: 0,
-            block_sizes: (1, 4096, proto::MAX_PAYLOAD),
-            description: String::new(),
-            allocation_context: None,
-        };
+    }
+
+    fn negotiate(socket: Socket, export: &str, options: Options) -> io::Result<Self> {
+        let mut client = Self::greet(socket)?;
         if options.structured {
             let agreed = client.option(option::STRUCTURED_REPLY, &[], |_, _| Ok(()))?;
             if agreed.is_ok() && options.block_status {
@@ -455,6 +476,26 @@ impl NbdClient {
         }
         client.go(export)?;
         Ok(client)
+    }
+
+    fn greet(mut socket: Socket) -> io::Result<Self> {
+        let greeting: proto::Greeting = socket.read_struct()?;
+        greeting.check().map_err(broken)?;
+        let common = greeting.flags.get() & (handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
+        if common & handshake::FIXED_NEWSTYLE == 0 {
+            return Err(broken("the server does not speak fixed newstyle"));
+        }
+        socket.queue(&u32::from(common).to_be_bytes(), &[])?;
+        Ok(Self {
+            socket,
+            pending: HashMap::new(),
+            next_cookie: 1,
+            size: 0,
+            flags: 0,
+            block_sizes: (1, 4096, proto::MAX_PAYLOAD),
+            description: String::new(),
+            allocation_context: None,
+        })
     }
 
     fn set_meta_context(&mut self, export: &str) -> io::Result<()> {

@@ -160,6 +160,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Negotiation<'_, S> {
         for name in self.exports.list() {
             let mut data = Vec::new();
             proto::put_string(&mut data, &name);
+            // What follows the name is up to the server, and shown to people by most clients.
+            data.extend_from_slice(self.exports.describe(&name).as_bytes());
             put_reply(&mut out, option::LIST, option_reply::SERVER, &data);
         }
         put_reply(&mut out, option::LIST, option_reply::ACK, &[]);

@@ -138,7 +138,9 @@ async fn options_that_fail_leave_the_conversation_intact() {
     // Two exports: the empty name means neither.
     assert_eq!(kind(&mut client, option::INFO, &info_query("")).await, option_reply::ERR_UNKNOWN);
     assert_eq!(kind(&mut client, option::INFO, &vec![0; 100_000]).await, option_reply::ERR_TOO_BIG);
-    assert_eq!(ask(&mut client, option::LIST, &[]).await.len(), 3);
+    let listed = ask(&mut client, option::LIST, &[]).await;
+    assert_eq!(listed.len(), 3);
+    assert_eq!(listed[0].1, b"\0\0\0\x01aabout it");
     kind(&mut client, option::STRUCTURED_REPLY, &[]).await;
     assert_eq!(ask(&mut client, option::LIST_META_CONTEXT, &meta_query("a", &[])).await.len(), 2);
     assert_eq!(ask(&mut client, option::LIST_META_CONTEXT, &meta_query("a", &["base:"])).await.len(), 2);

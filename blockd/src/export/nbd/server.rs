@@ -44,6 +44,10 @@ pub struct Export {
 pub trait Exports: Send + Sync {
     /// All names.
     fn list(&self) -> Vec<String>;
+    /// Text for people about one of them, without making ready what is not: what [`Export::description`] would be. May be empty.
+    fn describe(&self, name: &str) -> String {
+        self.find(name).map_or_else(String::new, |export| export.description)
+    }
     /// Gets ready for [`Exports::find`] what is not served all the time.
     fn prepare<'a>(&'a self, _name: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         Box::pin(async {})

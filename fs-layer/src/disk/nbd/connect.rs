@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use blockd::export::nbd::client::{NbdClient, Options};
+use blockd::export::nbd::client::{Listed, NbdClient, Options};
 use blockd::export::nbd::proto::transmission;
 
 use super::NbdUrl;
@@ -12,6 +12,9 @@ use crate::disk::BLOCK_BYTES;
 /// How long a server elsewhere may say nothing before the connection counts as lost. One that waits for a slow
 /// bucket is asked again then, which does no harm.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// The same while it lists its exports, for which it needs no bucket.
+const LIST_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Why there is no disk.
 #[derive(Debug, thiserror::Error)]
@@ -65,15 +68,27 @@ pub(super) struct Facts {
 /// A server.
 pub(super) struct Server {
     url: NbdUrl,
+    read_only: bool,
+    /// What it said of the export at first.
+    description: String,
 }
 
 impl Server {
-    pub(super) fn new(url: NbdUrl) -> Server {
-        Server { url }
+    pub(super) fn new(url: NbdUrl, read_only: bool) -> Server {
+        Server { url, read_only, description: String::new() }
+    }
+
+    /// Remembers what the export is.
+    pub(super) fn know(&mut self, client: &NbdClient) {
+        client.description().clone_into(&mut self.description);
     }
 
     pub(super) fn url(&self) -> &NbdUrl {
         &self.url
+    }
+
+    pub(super) fn description(&self) -> &str {
+        &self.description
     }
 
     pub(super) fn connect(&self) -> Result<NbdClient, NbdError> {
@@ -90,10 +105,10 @@ impl Server {
         let unfit = |why: &str| NbdError::Unfit { url: self.url.clone(), why: why.to_owned() };
         let has = |flag| client.flags() & flag != 0;
         let (smallest, _, largest) = client.block_sizes();
-        if has(transmission::READ_ONLY) {
+        if has(transmission::READ_ONLY) && !self.read_only {
             return Err(unfit("it is read-only"));
         }
-        if !has(transmission::SEND_FLUSH) {
+        if !has(transmission::SEND_FLUSH) && !self.read_only {
             return Err(unfit("the server has no flush, so nothing on it could be made durable"));
         }
         if smallest > BLOCK_BYTES as u32 {
@@ -114,6 +129,26 @@ impl Server {
             let why = format!("it came back with {} bytes where it had {size_min}", facts.size);
             return Err(NbdError::Unfit { url: self.url.clone(), why });
         }
+        // Where nothing changes, all that was read is kept: it must not be mixed with another export that was given the name. That of a disk
+        // that changes says its settings as well, which may be others by now.
+        if self.read_only && client.description() != self.description {
+            let why = format!("it came back as {:?} where it was {:?}", client.description(), self.description);
+            return Err(NbdError::Unfit { url: self.url.clone(), why });
+        }
         Ok(())
     }
+}
+
+/// The exports of a server, as it lists them: names, and what it says of each.
+///
+/// # Errors
+/// If it cannot be reached, or lists none.
+pub fn exports(url: &NbdUrl) -> Result<Vec<Listed>, NbdError> {
+    match url {
+        NbdUrl::Tcp { host, port, .. } => {
+            NbdClient::list_tcp((host.as_str(), *port), url.is_remote().then_some(LIST_SILENCE_MAX))
+        }
+        NbdUrl::Unix { socket, .. } => NbdClient::list_unix(socket, None),
+    }
+    .map_err(|source| NbdError::Connect { url: url.clone(), source })
 }

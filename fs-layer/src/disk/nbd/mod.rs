@@ -21,8 +21,9 @@ use std::time::{Duration, Instant};
 use blockd::export::nbd::client::{NbdClient, ReplyData, Request};
 
 use super::{BLOCK_BYTES, BlockAddress, Disk};
-pub use connect::NbdError;
+pub use blockd::export::nbd::client::Listed;
 use connect::Server;
+pub use connect::{NbdError, exports};
 use unflushed::{Change, Unflushed};
 pub use url::{BadUrl, NbdUrl};
 
@@ -44,11 +45,13 @@ pub struct NbdOptions {
     pub patience: Option<Duration>,
     /// Bytes that are kept for a server elsewhere until a flush covers them.
     pub unflushed_max: usize,
+    /// Nothing will be written: an export that refuses writes, as that of a snapshot does, is as good as any.
+    pub read_only: bool,
 }
 
 impl Default for NbdOptions {
     fn default() -> NbdOptions {
-        NbdOptions { connections: 8, patience: None, unflushed_max: 64 << 20 }
+        NbdOptions { connections: 8, patience: None, unflushed_max: 64 << 20, read_only: false }
     }
 }
 
@@ -96,8 +99,9 @@ impl NbdDisk {
     /// # Errors
     /// If the server cannot be reached now, has no such export, or not one that a filesystem can be on.
     pub fn connect(url: &NbdUrl, options: NbdOptions) -> Result<NbdDisk, NbdError> {
-        let server = Server::new(url.clone());
+        let mut server = Server::new(url.clone(), options.read_only);
         let client = server.connect()?;
+        server.know(&client);
         let facts = server.check(&client)?;
         let unflushed = url.is_remote().then(|| Mutex::new(Unflushed::default()));
         let count_max = if facts.shares_flushes { options.connections.max(1) } else { 1 };
@@ -117,6 +121,11 @@ impl NbdDisk {
     /// Where it is, for people.
     pub fn url(&self) -> &NbdUrl {
         self.server.url()
+    }
+
+    /// What the server said of the export; may be empty.
+    pub fn description(&self) -> &str {
+        self.server.description()
     }
 
     /// Does the work, however often the server goes away meanwhile.

@@ -15,6 +15,7 @@ const BLOCK: usize = BLOCK_BYTES;
 struct Store {
     now: Vec<u8>,
     durable: Vec<u8>,
+    description: String,
 }
 
 /// A server at an address of its own; ends when dropped.
@@ -34,7 +35,7 @@ struct Running {
 
 impl TestServer {
     fn new(flags: u16) -> TestServer {
-        let store = Store { now: vec![0; SIZE], durable: vec![0; SIZE] };
+        let store = Store { now: vec![0; SIZE], durable: vec![0; SIZE], description: "a test's".into() };
         let mut server =
             TestServer { port: 0, store: Arc::new(Mutex::new(store)), requests: Arc::default(), flags, running: None };
         server.start();
@@ -100,10 +101,10 @@ fn take<const N: usize>(stream: &mut TcpStream) -> std::io::Result<[u8; N]> {
 
 fn serve(mut stream: TcpStream, store: &Mutex<Store>, requests: &AtomicU64, flags: u16) {
     // Errors are ends of connections.
-    let _ = handshake(&mut stream, flags).and_then(|()| transmission(&mut stream, store, requests));
+    let _ = handshake(&mut stream, store, flags).and_then(|()| transmission(&mut stream, store, requests));
 }
 
-fn handshake(stream: &mut TcpStream, flags: u16) -> std::io::Result<()> {
+fn handshake(stream: &mut TcpStream, store: &Mutex<Store>, flags: u16) -> std::io::Result<()> {
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
     take::<4>(stream)?;
     loop {
@@ -124,7 +125,13 @@ fn handshake(stream: &mut TcpStream, flags: u16) -> std::io::Result<()> {
             info.extend((SIZE as u64).to_be_bytes());
             info.extend(flags.to_be_bytes());
             reply(3, &info)?;
+            reply(3, &[&[0, 2], store.lock().unwrap().description.as_bytes()].concat())?;
             return reply(1, &[]);
+        }
+        if option == 3 {
+            reply(2, &[b"\0\0\0\x01e", store.lock().unwrap().description.as_bytes()].concat())?;
+            reply(1, &[])?;
+            continue;
         }
         reply(1 << 31 | 1, &[])?;
     }
@@ -285,4 +292,24 @@ fn patience_ends() {
     let disk = NbdDisk::connect(&server.url("127.0.0.2"), options).unwrap();
     server.stop(false);
     assert!(disk.flush().is_err());
+}
+
+#[test]
+fn an_export_that_is_only_read_is_the_same_one_when_it_is_back() {
+    let mut server = TestServer::new(ALL | transmission::READ_ONLY);
+    let url = server.url("127.0.0.2");
+    let options = NbdOptions { read_only: true, ..NbdOptions::default() };
+    let disk = NbdDisk::connect(&url, options).unwrap();
+    let listed = exports(&url).unwrap();
+    assert_eq!(listed, [Listed { name: "e".into(), description: disk.description().to_owned() }]);
+    let mut block = [0; BLOCK];
+    disk.read(0, &mut block).unwrap();
+    server.stop(false);
+    server.start();
+    disk.read(0, &mut block).unwrap();
+    server.stop(false);
+    server.store.lock().unwrap().description = "another".into();
+    server.start();
+    let error = disk.read(0, &mut block).unwrap_err().to_string();
+    assert!(error.contains("it came back as \"another\""), "{error}");
 }

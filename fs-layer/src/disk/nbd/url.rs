@@ -42,6 +42,15 @@ impl NbdUrl {
         }
     }
 
+    /// Another export of the same server.
+    pub fn with_export(&self, export: &str) -> NbdUrl {
+        let export = export.to_owned();
+        match self {
+            NbdUrl::Tcp { host, port, .. } => NbdUrl::Tcp { host: host.clone(), port: *port, export },
+            NbdUrl::Unix { socket, .. } => NbdUrl::Unix { socket: socket.clone(), export },
+        }
+    }
+
     /// The name of the export.
     pub fn export(&self) -> &str {
         match self {

@@ -65,6 +65,27 @@ pub(super) fn attributes(of: &Attributes) -> FileAttr {
     }
 }
 
+/// What a name is answered with that is not there.
+pub(super) fn nothing() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
 fn system_time(time: Time) -> SystemTime {
     let (seconds, nanoseconds) = time.parts();
     let whole = Duration::from_secs(seconds.unsigned_abs());

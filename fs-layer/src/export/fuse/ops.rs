@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{attributes, errno, kind_of_mode, set_time, unpack_device};
+use super::convert::{attributes, errno, kind_of_mode, nothing, set_time, unpack_device};
 use super::locks::{Locks, Waiter};
 use super::readdir::{self, Plus};
 use super::turns::{Turns, Work};
@@ -24,7 +24,7 @@ use super::{FuseOptions, Sharing};
 use crate::disk::BLOCK_BYTES;
 use crate::vfs::{
     Access, Attributes, Credentials, Fallocate, FileKind, FileLock, Ino, LockSpace, Made, Make, NAME_MAX,
-    NewAttributes, Rename, Result, SHARE_BYTES_MIN, Seek, SetAttributes, SetXattr, Vfs, VfsError, WriteAt,
+    NewAttributes, Part, Rename, Result, SHARE_BYTES_MIN, Seek, SetAttributes, SetXattr, Vfs, VfsError, WriteAt,
 };
 
 /// Bytes of one read or write request.
@@ -91,6 +91,19 @@ impl FuseTree {
 
     fn keep(&self) -> Duration {
         self.sharing.keep()
+    }
+
+    /// How long what is known of a file may be kept.
+    fn keep_of(&self, ino: Ino) -> Duration {
+        if self.tree.part(ino) == Part::SnapshotList { Duration::ZERO } else { self.keep() }
+    }
+
+    /// The same for what a name means.
+    fn keep_name(&self, dir: Ino, found: &Result<Attributes>) -> Duration {
+        match found {
+            Ok(found) => self.keep_of(dir).min(self.keep_of(found.ino)),
+            Err(_) => self.keep_of(dir),
+        }
     }
 
     fn open_flags(&self) -> FopenFlags {
@@ -180,7 +193,7 @@ impl FuseTree {
             let overlap = from.0 == to.0 && from.1.abs_diff(to.1) < shared;
             if shared >= SHARE_BYTES_MIN && !overlap {
                 match self.tree.clone_range(&system, from, to, shared) {
-                    Err(VfsError::NotSupported | VfsError::Invalid) => {}
+                    Err(VfsError::NotSupported | VfsError::Invalid | VfsError::CrossDevice) => {}
                     other => return other,
                 }
             }
@@ -309,16 +322,17 @@ impl Filesystem for FuseTree {
     fn lookup(&self, _: &Request, dir: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _turn = self.turns.begin(Work::Quick);
         let result = self.look_up(Ino(dir.0), name);
+        let keep = self.keep_name(Ino(dir.0), &result);
         if matches!(result, Err(VfsError::NotFound)) && self.sharing == Sharing::Alone {
             // Number 0 says that there is nothing, and may be kept like anything else.
-            return reply.entry(&self.keep(), &nothing(), GENERATION);
+            return reply.entry(&keep, &nothing(), GENERATION);
         }
-        answer_entry(reply, self.keep(), result);
+        answer_entry(reply, keep, result);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let _turn = self.turns.begin(Work::Quick);
-        answer_attr(reply, self.keep(), self.tree.getattr(Ino(ino.0)));
+        answer_attr(reply, self.keep_of(Ino(ino.0)), self.tree.getattr(Ino(ino.0)));
     }
 
     fn setattr(
@@ -418,8 +432,11 @@ impl Filesystem for FuseTree {
         answer_entry(reply, self.keep(), linked.map(|linked| linked.attributes));
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _turn = self.turns.begin(Work::Quick);
+        if wanted(flags.0).1 && self.tree.part(Ino(ino.0)) != Part::Live {
+            return reply.error(Errno::EROFS);
+        }
         match self.hold(Ino(ino.0)) {
             Ok(()) => reply.opened(FileHandle(0), self.open_flags()),
             Err(error) => reply.error(errno(&error)),
@@ -741,26 +758,5 @@ impl Filesystem for FuseTree {
     ) {
         let _turn = self.turns.begin(Work::Long);
         answer_write(reply, self.copy((Ino(from.0), from_offset), (Ino(to.0), to_offset), len));
-    }
-}
-
-/// What a name is answered with that is not there.
-fn nothing() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: SystemTime::UNIX_EPOCH,
-        mtime: SystemTime::UNIX_EPOCH,
-        ctime: SystemTime::UNIX_EPOCH,
-        crtime: SystemTime::UNIX_EPOCH,
-        kind: fuser::FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
     }
 }

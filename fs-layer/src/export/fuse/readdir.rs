@@ -6,10 +6,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use fuser::{Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use fuser::{FileAttr, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
-use super::convert::{attributes, file_type};
-use crate::vfs::{Attributes, Credentials, DirEntry, FileKind, Ino, Result, Vfs, VfsError};
+use super::convert::{attributes, file_type, nothing};
+use crate::vfs::{Attributes, Credentials, DirEntry, FileKind, Ino, Part, Result, Vfs, VfsError};
 
 /// Entries asked of the tree at a time.
 const PAGE_ENTRIES: usize = 256;
@@ -33,17 +33,25 @@ impl Sink for ReplyDirectory {
     }
 }
 
-/// A listing with attributes, which the kernel may keep for a while.
+/// A listing with attributes, which the kernel may keep for a while. Of entries without attributes it takes only what they are.
 pub(super) struct Plus {
     pub reply: ReplyDirectoryPlus,
     pub keep: Duration,
 }
 
 impl Sink for Plus {
-    fn take(&mut self, ino: Ino, position: u64, _: FileKind, name: &[u8], known: Option<&Attributes>) -> bool {
-        let Some(known) = known else { return true };
-        let ino = INodeNo(ino.0);
-        !self.reply.add(ino, position, OsStr::from_bytes(name), &self.keep, &attributes(known), Generation(0))
+    fn take(&mut self, ino: Ino, position: u64, kind: FileKind, name: &[u8], known: Option<&Attributes>) -> bool {
+        let name = OsStr::from_bytes(name);
+        match known {
+            Some(known) => {
+                !self.reply.add(INodeNo(ino.0), position, name, &self.keep, &attributes(known), Generation(0))
+            }
+            // Number 0 says that nothing was looked up; that of the entry stands in the attributes.
+            None => {
+                let entry = FileAttr { ino: INodeNo(ino.0), kind: file_type(kind), ..nothing() };
+                !self.reply.add(INodeNo(0), position, name, &Duration::ZERO, &entry, Generation(0))
+            }
+        }
     }
 
     fn wants_attributes(&self) -> bool {
@@ -62,7 +70,7 @@ pub(super) fn fill(tree: &dyn Vfs, dir: Ino, position: u64, sink: &mut impl Sink
     loop {
         let page = tree.readdir(&Credentials::system(), dir, after, PAGE_ENTRIES)?;
         for entry in &page.entries {
-            if !one(tree, entry, sink)? {
+            if !one(tree, dir, entry, sink)? {
                 return Ok(());
             }
             after = entry.cookie;
@@ -82,8 +90,10 @@ fn dots(tree: &dyn Vfs, dir: Ino, position: u64, name: &[u8], sink: &mut impl Si
     Ok(sink.take(ino, position, FileKind::Directory, name, known.as_ref()))
 }
 
-fn one(tree: &dyn Vfs, entry: &DirEntry, sink: &mut impl Sink) -> Result<bool> {
-    let known = match sink.wants_attributes().then(|| tree.getattr(entry.ino)) {
+fn one(tree: &dyn Vfs, dir: Ino, entry: &DirEntry, sink: &mut impl Sink) -> Result<bool> {
+    // To look at each snapshot would open it.
+    let wanted = sink.wants_attributes() && tree.part(dir) != Part::SnapshotList;
+    let known = match wanted.then(|| tree.getattr(entry.ino)) {
         None => None,
         Some(Ok(known)) => Some(known),
         // Removed since the page was read.

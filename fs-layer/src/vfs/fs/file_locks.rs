@@ -107,6 +107,12 @@ impl FileLocks {
         gone.into_iter().flat_map(|file| file.waiting).for_each(|then| then());
     }
 
+    /// All files are gone of which this is true.
+    pub fn forget_where(&self, gone: impl Fn(Ino) -> bool) {
+        let gone: Vec<OfFile> = self.files().extract_if(|ino, _| gone(*ino)).map(|(_, file)| file).collect();
+        gone.into_iter().flat_map(|file| file.waiting).for_each(|then| then());
+    }
+
     fn give_up(&self, ino: Ino, change: impl FnOnce(&mut Vec<FileLock>) -> bool) {
         let mut files = self.files();
         let Some(file) = files.get_mut(&ino) else { return };

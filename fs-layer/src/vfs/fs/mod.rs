@@ -8,7 +8,7 @@
 mod attributes;
 mod clone;
 mod contents;
-mod file_locks;
+pub(crate) mod file_locks;
 mod implement;
 mod names;
 mod noting;
@@ -29,7 +29,7 @@ use file_locks::FileLocks;
 
 use super::{FileKind, FsStat, Ino, Result, Time, VfsError};
 use crate::alloc::Allocator;
-use crate::disk::{BLOCK_BYTES, Disk};
+use crate::disk::{BLOCK_BYTES, Disk, OverlayDisk};
 use crate::file::PageCache;
 use crate::inode::Inode;
 use crate::journal::{Counts, Journal, Replayed, Tx, is_settled, replay};
@@ -42,7 +42,7 @@ const SLOT: u64 = 0;
 /// How a filesystem is opened.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
-    /// Whether nothing may be changed. The journal must be empty then.
+    /// Whether nothing may be changed, on the disk either: what the journal holds is replayed in memory.
     pub read_only: bool,
     /// Bytes for metadata blocks in memory.
     pub metadata_bytes: usize,
@@ -116,12 +116,16 @@ impl Filesystem {
     /// [`VfsError::Io`] if the disk fails, there is no filesystem, or what must be sound is damaged.
     pub fn open(disk: Arc<dyn Disk>, options: &OpenOptions) -> Result<Arc<Filesystem>> {
         let geometry = load_superblock(&*disk)?;
-        let replayed = match options.read_only {
-            false => replay(&*disk, &geometry, SLOT)?,
-            true if is_settled(&*disk, &geometry, SLOT)? => Replayed::none(),
+        let (disk, replayed): (Arc<dyn Disk>, _) = match options.read_only {
+            false => {
+                let replayed = replay(&*disk, &geometry, SLOT)?;
+                (disk, replayed)
+            }
+            true if is_settled(&*disk, &geometry, SLOT)? => (disk, Replayed::none()),
             true => {
-                let why = "the journal holds changes that are not home: open it once to write, or let `fsd check --repair` replay it";
-                return Err(VfsError::Io(why.into()));
+                let overlay = Arc::new(OverlayDisk::new(disk));
+                let replayed = replay(&*overlay, &geometry, SLOT)?;
+                (overlay, replayed)
             }
         };
         let journal = Journal::open(disk.clone(), geometry, SLOT, &replayed, options.metadata_bytes)?;

@@ -47,12 +47,31 @@ fn server(serve: impl FnOnce(&mut UnixStream) + Send + 'static) -> (tempfile::Te
                     reply(option_reply::ACK, &[]);
                     break;
                 }
+                option::LIST => {
+                    for (name, details) in [("vol", ""), ("vol@a", "made today")] {
+                        let mut data = Vec::new();
+                        proto::put_string(&mut data, name);
+                        data.extend_from_slice(details.as_bytes());
+                        reply(option_reply::SERVER, &data);
+                    }
+                    reply(option_reply::ACK, &[]);
+                    return;
+                }
                 _ => reply(option_reply::ERR_UNSUP, &[]),
             }
         }
         serve(&mut stream);
     });
     (dir, thread)
+}
+
+#[test]
+fn exports_are_listed_with_what_is_said_of_them() {
+    let (dir, thread) = server(|_| ());
+    let listed = NbdClient::list_unix(dir.path().join("s"), None).unwrap();
+    let listed: Vec<_> = listed.iter().map(|export| (&export.name[..], &export.description[..])).collect();
+    assert_eq!(listed, [("vol", ""), ("vol@a", "made today")]);
+    thread.join().unwrap();
 }
 
 fn request(stream: &mut UnixStream) -> (proto::Request, Vec<u8>) {

@@ -1,5 +1,7 @@
 //! Real mounts of a filesystem on a disk in memory, which is checked after each test. Without `/dev/fuse` or the right to mount they say so and pass.
 
+mod snapshots;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;

@@ -8,7 +8,7 @@ use crate::export::nfs4::state::open::{BOTH, READ, WRITE};
 use crate::export::nfs4::state::stateid::{ANONYMOUS, INVALID, Other, Stateid};
 use crate::export::nfs4::status::{Nfs4Error, Status};
 use crate::export::nfs4::xdr::{Reader, Writer};
-use crate::vfs::{Access, Attributes, DirChange, FileKind, Ino, Make, SetAttributes, Time, VfsError};
+use crate::vfs::{Access, Attributes, DirChange, FileKind, Ino, Make, Part, SetAttributes, Time, VfsError};
 
 const OWNER_MAX: usize = 1024;
 const RESULT_LOCKTYPE_POSIX: u32 = 0x4;
@@ -96,6 +96,9 @@ pub fn open(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<
     c.changed |= opened.made;
     Compound::check_regular(&opened.file)?;
     let ino = opened.file.ino;
+    if access & WRITE != 0 && c.shared.vfs.part(ino) != Part::Live {
+        return Err(Nfs4Error::Rofs);
+    }
     // Who made it may use it whatever its mode; who opened it before a restart was checked then.
     if !opened.made && claim != 1 {
         c.check_access(ino, Access { read: access & READ != 0, write: access & WRITE != 0, execute: false })?;

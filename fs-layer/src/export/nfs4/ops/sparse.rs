@@ -124,7 +124,7 @@ fn share(c: &Compound<'_>, from: (Ino, u64), to: (Ino, u64), count: u64, size: u
     }
     match c.shared.vfs.clone_range(&c.who, from, to, count) {
         Ok(shared) => Ok(Some(shared)),
-        Err(VfsError::NotSupported | VfsError::Invalid) => Ok(None),
+        Err(VfsError::NotSupported | VfsError::Invalid | VfsError::CrossDevice) => Ok(None),
         Err(e) => Err(e.into()),
     }
 }
