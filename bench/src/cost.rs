@@ -14,7 +14,7 @@ use blockd::lease;
 use blockd::store::{CountedStore, ObjectStore, StoreCounters};
 
 use crate::bucket::{Bucket, BucketArgs};
-use crate::load::{self, Pattern, Pool, Until, Workload};
+use crate::load::{Pattern, Pool, Until, Workload};
 use crate::report::{self, Better, Case};
 use crate::server::{BlockdOptions, Kind, Server, VOLUME};
 
@@ -132,7 +132,7 @@ fn random(args: &Args, bucket: &Bucket, dir: &Path, runtime: &tokio::runtime::Ru
         span_bytes: args.volume_gib << 30,
     };
     let written = args.written_gib << 30;
-    load::run(server.endpoint(), server.export(), &workload, Until::Operations(written / 4096), &pool, 1)?;
+    server.drive(&workload, Until::Operations(written / 4096), &pool, 1)?;
     server.connect()?.flush()?;
     server.wait_destaged(&options, TIMEOUT)?;
     let after = settle(&server, &options)?;
@@ -151,7 +151,7 @@ fn random(args: &Args, bucket: &Bucket, dir: &Path, runtime: &tokio::runtime::Ru
     lose_host(&mut server, &options)?;
     let before = settle(&server, &options)?;
     let workload = Workload { pattern: Pattern::RandomRead, depth: 1, ..workload };
-    load::run(server.endpoint(), server.export(), &workload, Until::Operations(args.cold_reads), &pool, 2)?;
+    server.drive(&workload, Until::Operations(args.cold_reads), &pool, 2)?;
     let after = server.store_counters(&options)?;
     let each =
         |counter: fn(&StoreCounters) -> u64| (counter(&after) - counter(&before)) as f64 / args.cold_reads as f64;
@@ -180,14 +180,7 @@ fn fill(server: &Server, options: &BlockdOptions, bytes: u64) -> Result<()> {
         connections: 1,
         span_bytes: bytes,
     };
-    load::run(
-        server.endpoint(),
-        server.export(),
-        &workload,
-        Until::Operations(bytes >> 20),
-        &Pool::new(1 << 20, 3),
-        3,
-    )?;
+    server.drive(&workload, Until::Operations(bytes >> 20), &Pool::new(1 << 20, 3), 3)?;
     server.connect()?.flush()?;
     server.wait_destaged(options, TIMEOUT)
 }
@@ -258,7 +251,7 @@ fn sequential(args: &Args, bucket: &Bucket, dir: &Path, runtime: &tokio::runtime
         lose_host(&mut server, &options)?;
         let start = Instant::now();
         let count = Until::Operations(bytes / u64::from(READ_BYTES));
-        load::run(server.endpoint(), server.export(), &reading, count, &pool, round)?;
+        server.drive(&reading, count, &pool, round)?;
         ours.push(bytes as f64 / f64::from(1 << 20) / start.elapsed().as_secs_f64());
     }
     server.stop()?;

@@ -11,7 +11,7 @@ use blockd::store::{ObjectStore, PutMode};
 use bytes::Bytes;
 
 use crate::bucket::{Bucket, BucketArgs};
-use crate::load::{self, Outcome, Pattern, Pool, Until, Workload};
+use crate::load::{Outcome, Pattern, Pool, Until, Workload};
 use crate::report::{self, Better, Case};
 use crate::server::{BlockdOptions, Kind, Server};
 
@@ -88,7 +88,7 @@ fn load(server: &Server, depth: usize, seconds: f64) -> Result<Outcome> {
         span_bytes: VOLUME_BYTES,
     };
     let until = Until::Time { warm_up: Duration::from_millis(500), measured: Duration::try_from_secs_f64(seconds)? };
-    Ok(load::run(server.endpoint(), server.export(), &workload, until, &Pool::new(4096, 1), depth as u64)?)
+    server.drive(&workload, until, &Pool::new(4096, 1), depth as u64)
 }
 
 /// Median time of a PUT of a chunk with one block, in milliseconds.

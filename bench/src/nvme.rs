@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::load::{self, Histogram, Pattern, Pool, Until, Workload};
+use crate::load::{Histogram, Pattern, Pool, Until, Workload};
 use crate::report::{self, Better, Case};
 use crate::server::{BlockdOptions, Kind, Server, Transport};
 
@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
         let place = dir.path().join(format!("{transport:?}"));
         let server = Server::create(Kind::Blockd(options.clone()), &place, VOLUME_BYTES, transport)?;
         let fill = workload(Pattern::SequentialWrite, 1 << 20, 4, VOLUME_BYTES);
-        drive(&server, &fill, Until::Operations(VOLUME_BYTES >> 20), &pool, 1)?;
+        server.drive(&fill, Until::Operations(VOLUME_BYTES >> 20), &pool, 1)?;
         settle(&server, &options)?;
         servers.push((name, server));
     }
@@ -81,10 +81,10 @@ pub fn run(args: &Args) -> Result<()> {
                 if workload.pattern == Pattern::RandomRead {
                     let warm =
                         Workload { pattern: Pattern::SequentialRead, block_bytes: 1 << 20, depth: 4, ..workload };
-                    drive(server, &warm, Until::Operations(workload.span_bytes >> 20), &pool, seed)?;
+                    server.drive(&warm, Until::Operations(workload.span_bytes >> 20), &pool, seed)?;
                 }
                 let measured = Duration::from_secs_f64(args.seconds);
-                let outcome = drive(server, &workload, Until::Time { warm_up: WARM_UP, measured }, &pool, seed)?;
+                let outcome = server.drive(&workload, Until::Time { warm_up: WARM_UP, measured }, &pool, seed)?;
                 samples.entry(who).or_default().push(outcome.per_second());
                 latencies.entry(who).or_default().merge(&outcome.latency);
                 if workload.pattern.writes() {
@@ -137,11 +137,6 @@ fn questions() -> Vec<(String, Workload)> {
     let many = Workload { connections: 4, ..workload(Pattern::RandomRead, 4096, 32, HOT_BYTES) };
     questions.push(("4 KiB random read, hot, depth 32, 4 connections".to_owned(), many));
     questions
-}
-
-fn drive(server: &Server, workload: &Workload, until: Until, pool: &Pool, seed: u64) -> Result<load::Outcome> {
-    load::run(server.endpoint(), server.export(), workload, until, pool, seed)
-        .with_context(|| format!("driving {:?}, which said:\n{}", server.endpoint(), server.log_tail()))
 }
 
 fn settle(server: &Server, options: &BlockdOptions) -> Result<()> {

@@ -56,7 +56,7 @@ case $(ls -A "$mnt") in *.snapshots*) die ".snapshots is listed in the root" ;; 
 refused "Read-only" touch "$mnt/.snapshots/r1/new"
 refused "Read-only" rm "$mnt/.snapshots/r1/tree/a/Cargo.toml"
 refused "exists" mkdir "$mnt/.snapshots"
-refused "exists" say create r1
+refused "already" say create r1
 refused "no snapshot none" say delete none
 # Deleted while somebody reads it.
 exec 9<"$mnt/.snapshots/r1/tree/a/Cargo.toml"

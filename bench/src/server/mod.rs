@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 pub use self::blockd::{BlockdOptions, VOLUME, VolumeStatus};
 pub use self::delay::DelayedPath;
 use crate::client::{Client, NvmeVolume};
-use crate::load::Endpoint;
+use crate::load::{self, Endpoint, Outcome, Pool, Until, Workload};
 
 /// How long a server may take until it accepts connections.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -194,6 +194,12 @@ impl Server {
             Endpoint::Tcp(addr) => Box::new(NbdClient::connect_tcp(addr, self.export())?),
             Endpoint::Nvme(addr) => Box::new(NvmeVolume::connect(*addr, self.export())?),
         })
+    }
+
+    /// Puts a load on it. Errors bring what the server said last.
+    pub fn drive(&self, workload: &Workload, until: Until, pool: &Pool, seed: u64) -> Result<Outcome> {
+        load::run(self.endpoint(), self.export(), workload, until, pool, seed)
+            .with_context(|| format!("driving {:?}, which said:\n{}", self.endpoint(), self.log_tail()))
     }
 
     /// Ends it with SIGKILL.

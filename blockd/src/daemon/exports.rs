@@ -20,7 +20,7 @@ impl Exports for Daemon {
     fn describe(&self, name: &str) -> String {
         match super::views::split(name) {
             Some((volume, snapshot)) => self.describe_view(volume, snapshot),
-            None => self.find(name).map_or_else(String::new, |export| export.description),
+            None => Exports::find(self, name).map_or_else(String::new, |export| export.description),
         }
     }
 
