@@ -246,10 +246,12 @@ impl Conn {
             std::mem::swap(&mut self.out, &mut self.sending);
         }
         let fd = self.fd.as_raw_fd();
-        // SAFETY: `sending` and `message` are not touched while `send_runs`, and a connection is not dropped before
-        // its operations have completed.
+        // `sending` and `message` are not touched while `send_runs`, and a connection is not dropped before its
+        // operations have completed.
         match *self.message.of(self.sending.pieces(self.sent)) {
+            // SAFETY: as said above.
             [one] => unsafe { ring.send(index, fd, one.iov_base.cast(), one.iov_len) },
+            // SAFETY: as said above.
             _ => unsafe { ring.send_message(index, fd, self.message.header()) },
         }
         self.send_runs = true;

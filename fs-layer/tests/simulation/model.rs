@@ -171,7 +171,7 @@ impl Model {
     pub fn clone_range(&mut self, from: (u64, usize), to: (u64, usize), len: usize) -> Outcome {
         let source = self.node(from.0)?.data.clone();
         let behind = self.node(to.0)?.data.len() > to.1 + len;
-        if len % 4096 != 0 && (from.1 + len != source.len() || behind) {
+        if !len.is_multiple_of(4096) && (from.1 + len != source.len() || behind) {
             return None;
         }
         if from.0 == to.0 && from.1 < to.1 + len && to.1 < from.1 + len {
