@@ -37,8 +37,9 @@ pub const NSID: u32 = 1;
 pub const NSID_ALL: u32 = u32::MAX;
 /// Most bytes one command moves.
 pub const TRANSFER_MAX: u32 = 4 << 20;
-/// Most write data a command capsule of an I/O queue carries, in bytes.
-pub const IN_CAPSULE_MAX: u32 = 64 << 10;
+/// Most write data a command capsule of an I/O queue carries, in bytes. As much as hosts write at once, because what does not fit has to be
+/// asked for, which takes a round trip.
+pub const IN_CAPSULE_MAX: u32 = 1 << 20;
 /// The same on the admin queue, fixed by the transport.
 pub const ADMIN_IN_CAPSULE_MAX: u32 = 8 << 10;
 /// Entries of a queue at most.

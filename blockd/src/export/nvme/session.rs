@@ -34,8 +34,8 @@ pub const COPY_RANGES_MAX: u32 = 128;
 /// See [`COPY_RANGES_MAX`].
 pub const COPY_BLOCKS_MAX: u32 = TRANSFER_MAX / LBA_BYTES as u32;
 
-// A capsule with all its data fits the receive buffer.
-const _: () = assert!(IN_CAPSULE_MAX as usize <= DIRECT_PAYLOAD);
+/// A capsule with more data than this does not have to fit the receive buffer: its data is received where it belongs.
+const IN_BUFFER_MAX: usize = DIRECT_PAYLOAD;
 
 /// What the Connect command settled.
 pub struct SessionParams {
@@ -128,6 +128,8 @@ enum State {
     Payload { slot: u16, left: usize, len: usize },
     /// The digest of the last `len` bytes received for a command.
     Digest { slot: u16, len: usize },
+    /// So many bytes that nobody wants, then the refusal of the command that they came with.
+    Discard { slot: u16, left: usize, status: Status },
 }
 
 /// See the module.
@@ -232,6 +234,16 @@ impl Session {
                         self.fail_receiving(slot, out);
                     }
                 }
+                State::Discard { slot, left, status } => {
+                    let skipped = rest.len().min(left);
+                    rest = &rest[skipped..];
+                    if skipped < left {
+                        self.state = State::Discard { slot, left: left - skipped, status };
+                        break Progress::NeedBytes;
+                    }
+                    self.state = State::Header;
+                    self.fail(slot, status, out);
+                }
                 State::Header => {
                     if self.running_bytes >= MAX_RUNNING_BYTES || out.len() >= MAX_UNSENT {
                         break Progress::Busy;
@@ -262,11 +274,15 @@ impl Session {
                 if len > IN_CAPSULE_MAX as usize {
                     return Err(fatal(fes::INVALID_HEADER, 4, "a capsule with more data than it may carry"));
                 }
-                if input.len() < plen {
+                if input.len() < if len > IN_BUFFER_MAX { pdo } else { plen } {
                     return Ok(0);
                 }
                 self.framing.check_header_digest(input, size_of::<CommandCapsule>())?;
                 let (capsule, _) = pdu::take::<CommandCapsule>(input).expect("its length was checked");
+                if len > IN_BUFFER_MAX {
+                    self.long_capsule(&capsule.command, len, out)?;
+                    return Ok(pdo);
+                }
                 let data = if len > 0 { &input[pdo..pdo + len] } else { &[] };
                 let digest = input[..plen].get(pdo + len..).and_then(|tail| tail.first_chunk().copied());
                 let intact = len == 0
@@ -400,13 +416,7 @@ impl Session {
         device: &mut dyn Device,
         out: &mut Outgoing,
     ) -> Result<(), PduError> {
-        if self.running.len() - self.free.len() >= usize::from(self.entries) {
-            return Err(fatal(fes::SEQUENCE, 0, "more commands than the queue has entries"));
-        }
-        self.sq_head = (self.sq_head + 1) % self.entries;
-        self.stats.requests += 1;
-        self.large_writes = false;
-        let first = self.fused.take();
+        let first = self.count()?;
         if command.fused() != fuse::SECOND
             && let Some(first) = first
         {
@@ -450,6 +460,47 @@ impl Session {
             Err(status) => self.fail_with_partner(slot, status, out),
         }
         Ok(())
+    }
+
+    /// Begins a command whose data comes behind it and is received into memory of its own.
+    fn long_capsule(&mut self, command: &Command, len: usize, out: &mut Outgoing) -> Result<(), PduError> {
+        if let Some(first) = self.count()? {
+            // What comes in pairs is short.
+            self.fail(first, Status::FUSED_MISSING, out);
+        }
+        let slot = self.new_slot(command);
+        let begun = match command.fused() {
+            0 => self.begin(slot, command),
+            _ => Err(Status::INVALID_FIELD),
+        };
+        match begun.and_then(|takes| self.find_data(command, takes, len)) {
+            Ok(Found::Here(range)) if range == (0..len) => {
+                self.leave(slot);
+                self.busy -= 1;
+                self.granted_bytes += len as u64;
+                let buf = AlignedBuf::for_overwrite(len);
+                *self.stage(slot).expect("just begun") = Stage::Receiving { buf, len, filled: 0 };
+                self.state = State::Payload { slot, left: len, len };
+                self.large_writes = true;
+            }
+            found => {
+                let status = found.err().unwrap_or(Status::SGL_LENGTH);
+                // A host that hears of it while it still sends may let go of what it sends.
+                self.state = State::Discard { slot, left: len + self.framing.data_digest_len(), status };
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a command that came. Returns the first of a pair that this should be the second of.
+    fn count(&mut self) -> Result<Option<u16>, PduError> {
+        if self.running.len() - self.free.len() >= usize::from(self.entries) {
+            return Err(fatal(fes::SEQUENCE, 0, "more commands than the queue has entries"));
+        }
+        self.sq_head = (self.sq_head + 1) % self.entries;
+        self.stats.requests += 1;
+        self.large_writes = false;
+        Ok(self.fused.take())
     }
 
     /// What [`Self::new_slot`] would return.

@@ -7,7 +7,7 @@ use super::data::CopyRange;
 use super::namespace::Namespace;
 use super::pdu::{CommandCapsule, Framing, Header, ResponseCapsule, Terminate, Transfer, fes, flag, kind, take};
 use super::session::{Session, SessionParams};
-use super::{NSID, TRANSFER_MAX};
+use super::{IN_CAPSULE_MAX, NSID, TRANSFER_MAX};
 use crate::outgoing::Outgoing;
 use crate::reactor::{Device, Progress, RamDevice, Session as _};
 use crate::types::VolumeId;
@@ -108,6 +108,40 @@ fn write(cid: u16, lba: u64, blocks: u32) -> Command {
     Command::new(io::WRITE, cid, NSID).with_blocks(lba, blocks)
 }
 
+#[test]
+fn long_capsules_are_received_in_place_and_refused_after_their_data() {
+    for (header_digest, data_digest) in [(false, false), (true, true)] {
+        let mut rig = Rig::new(Framing { header_digest, data_digest, alignment: 0 });
+        let data: Vec<u8> = (0..300 << 10).map(|at| (at % 251) as u8).collect();
+        let len = data.len() as u32;
+        let asked = |cid, lba, blocks| write(cid, lba, blocks).with_data(len, true);
+        let mut all = rig.capsule(asked(1, 8, len / 512), &data);
+        all.extend(rig.capsule(asked(2, 0, len / 512 - 1), &data));
+        all.extend(rig.capsule(Command::new(io::FLUSH, 3, NSID).with_data(len, true), &data));
+        let mut damaged = rig.capsule(asked(4, 8, len / 512), &vec![9; data.len()]);
+        if data_digest {
+            damaged[100_000] ^= 1;
+            all.extend(damaged);
+        }
+        all.extend(rig.capsule(Command::new(io::FLUSH, 5, NSID), &[]));
+        for size in [50_000, all.len()] {
+            let mut answers = Vec::new();
+            for piece in all.chunks(size) {
+                let (out, goes_on) = rig.feed(piece);
+                assert!(goes_on);
+                answers.extend(rig.statuses(&out));
+            }
+            answers.sort_by_key(|(cid, _)| *cid);
+            let mut expected = vec![(1, Status::SUCCESS), (2, Status::SGL_LENGTH), (3, Status::SGL_LENGTH)];
+            expected.extend(data_digest.then_some((4, Status::TRANSPORT)));
+            expected.push((5, Status::SUCCESS));
+            assert_eq!(answers, expected);
+            assert_eq!(rig.device.contents()[4096..][..data.len()], data);
+        }
+        assert_eq!(rig.session.in_flight(), 0);
+    }
+}
+
 fn terminated(out: &[u8]) -> u16 {
     let (terminate, _) = take::<Terminate>(out).expect("a terminate request");
     assert_eq!(terminate.header.kind, kind::C2H_TERM_REQ);
@@ -202,8 +236,8 @@ fn digests_that_do_not_match_are_told_apart() {
 #[test]
 fn a_capsule_with_too_much_ends_the_connection() {
     let mut rig = Rig::new(PLAIN);
-    let header = Header { kind: kind::CAPSULE_CMD, flags: 0, hlen: 72, pdo: 72, plen: (72 + (65 << 10)).into() };
-    let command = write(1, 0, 130).with_data(65 << 10, true);
+    let header = Header { kind: kind::CAPSULE_CMD, flags: 0, hlen: 72, pdo: 72, plen: (73 + IN_CAPSULE_MAX).into() };
+    let command = write(1, 0, 2049).with_data(IN_CAPSULE_MAX + 1, true);
     let (out, on) = rig.feed(CommandCapsule { header, command }.as_bytes());
     assert!(!on);
     assert_eq!(terminated(&out), fes::INVALID_HEADER);
