@@ -129,7 +129,7 @@ enum State {
     /// The digest of the last `len` bytes received for a command.
     Digest { slot: u16, len: usize },
     /// So many bytes that nobody wants, then the refusal of the command that they came with.
-    Discard { slot: u16, left: usize, status: Status },
+    Discard { cid: u16, left: usize, status: Status },
 }
 
 /// See the module.
@@ -234,15 +234,15 @@ impl Session {
                         self.fail_receiving(slot, out);
                     }
                 }
-                State::Discard { slot, left, status } => {
+                State::Discard { cid, left, status } => {
                     let skipped = rest.len().min(left);
                     rest = &rest[skipped..];
                     if skipped < left {
-                        self.state = State::Discard { slot, left: left - skipped, status };
+                        self.state = State::Discard { cid, left: left - skipped, status };
                         break Progress::NeedBytes;
                     }
                     self.state = State::Header;
-                    self.fail(slot, status, out);
+                    self.answer(cid, status, 0, out);
                 }
                 State::Header => {
                     if self.running_bytes >= MAX_RUNNING_BYTES || out.len() >= MAX_UNSENT {
@@ -485,8 +485,11 @@ impl Session {
             }
             found => {
                 let status = found.err().unwrap_or(Status::SGL_LENGTH);
-                // A host that hears of it while it still sends may let go of what it sends.
-                self.state = State::Discard { slot, left: len + self.framing.data_digest_len(), status };
+                // A host that hears of it while it still sends may let go of what it sends. The command itself is over: nobody
+                // waits for the rest, neither who closes the connection nor who preempts the host's reservation.
+                self.release(slot);
+                let left = len + self.framing.data_digest_len();
+                self.state = State::Discard { cid: command.cid.get(), left, status };
             }
         }
         Ok(())

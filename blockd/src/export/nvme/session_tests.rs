@@ -130,6 +130,7 @@ fn long_capsules_are_received_in_place_and_refused_after_their_data() {
                 let (out, goes_on) = rig.feed(piece);
                 assert!(goes_on);
                 answers.extend(rig.statuses(&out));
+                assert_eq!(rig.session.in_flight(), 0, "what waits for its host is not waited for");
             }
             answers.sort_by_key(|(cid, _)| *cid);
             let mut expected = vec![(1, Status::SUCCESS), (2, Status::SGL_LENGTH), (3, Status::SGL_LENGTH)];
