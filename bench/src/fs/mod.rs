@@ -8,6 +8,7 @@ mod work;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
@@ -66,9 +67,12 @@ pub fn run(args: &Args) -> Result<()> {
             for at in 0..args.dir.len() {
                 let at = (at + round) % args.dir.len();
                 let place = &args.dir[at];
+                let start = Instant::now();
                 let value = measure(*work, &scale, place, round, args.cold.as_deref())
                     .with_context(|| format!("{name}, in {} ({})", place.dir.display(), place.name))?;
                 values[at].push(value);
+                let (value, unit) = (report::number(value), work.unit());
+                eprintln!("{name}: {} {value} {unit} (round {}, {:.1?})", place.name, round + 1, start.elapsed());
             }
         }
         let medians: Vec<f64> = values.into_iter().map(report::median).collect();
