@@ -26,6 +26,8 @@ enum Command {
     Fsync(bench::fsync::Args),
     /// Files: durable creates, stats, listings, small and large files, on directories of several mounted filesystems.
     Fs(bench::fs::Args),
+    /// fsd and Ganesha over NFSv4.1, on one disk, without a mount.
+    Nfs(bench::nfs::Args),
     /// Turn JSON files of other commands into Markdown on standard output.
     Render {
         /// What was written with --json.
@@ -54,6 +56,7 @@ fn run(command: Command) -> Result<()> {
         Command::Cost(args) => bench::cost::run(&args),
         Command::Fsync(args) => bench::fsync::run(&args),
         Command::Fs(args) => bench::fs::run(&args),
+        Command::Nfs(args) => bench::nfs::run(&args),
         Command::Render { files } => {
             let mut cases = Vec::new();
             for file in &files {

@@ -22,7 +22,7 @@ fn compound(shared: &Arc<Shared>, connection: &Arc<Connection>, count: u32, oper
     record.u32(2);
     record.u32(count);
     record.raw(operations);
-    connection::answer(shared, connection, record.as_bytes()).expect("a call is answered")
+    connection::answer(shared, connection, record.as_bytes()).expect("a call is answered").into_bytes()
 }
 
 fuzz_target!(|data: &[u8]| {

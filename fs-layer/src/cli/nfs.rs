@@ -1,6 +1,6 @@
 //! NFS as `fsd serve` has it.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,6 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
 
 use crate::export::nfs4::{DirectoryRecords, ExportOptions, Groups, Network, NfsOptions, Server};
 use crate::vfs::Vfs;
@@ -61,17 +59,11 @@ fn network(text: &str) -> Result<String, String> {
 
 /// The running server.
 pub(super) struct Nfs {
-    runtime: Runtime,
     server: Server,
 }
 
 impl Nfs {
     pub(super) fn start(tree: Arc<dyn Vfs>, settings: &NfsSettings, data: &Path) -> anyhow::Result<Nfs> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .thread_name("nfs")
-            .enable_all()
-            .build()
-            .context("cannot start the threads of NFS")?;
         let records = data.join("nfs-clients");
         let records = DirectoryRecords::open(&records)
             .with_context(|| format!("cannot keep NFS clients in {}", records.display()))?;
@@ -90,13 +82,11 @@ impl Nfs {
             grace: Duration::from_secs(settings.lease),
             ..NfsOptions::new(Arc::new(records))
         };
-        let server = runtime.block_on(async {
-            let listener = TcpListener::bind(settings.nfs).await.with_context(|| {
-                format!("cannot listen on {}; another NFS server may have the port: choose with --nfs", settings.nfs)
-            })?;
-            Server::start(listener, tree, options).await.context("cannot start NFS")
+        let listener = TcpListener::bind(settings.nfs).with_context(|| {
+            format!("cannot listen on {}; another NFS server may have the port: choose with --nfs", settings.nfs)
         })?;
-        Ok(Nfs { runtime, server })
+        let server = Server::start(listener, tree, options).context("cannot start NFS")?;
+        Ok(Nfs { server })
     }
 
     /// Protocols and where they listen.
@@ -107,7 +97,6 @@ impl Nfs {
     /// Ends all connections.
     pub(super) fn stop(self) {
         // The process ends: what open files without names held waits on the disk for the clients.
-        let _held = self.runtime.block_on(self.server.stop());
-        self.runtime.shutdown_background();
+        let _held = self.server.stop();
     }
 }

@@ -1,10 +1,11 @@
 //! A client of NFSv4.1 that says exactly what a test wants said, to a server in the same process.
 
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use fs_layer::export::nfs4::bitmap::Bitmap;
-use fs_layer::export::nfs4::connection::{self, Connection, Outgoing};
+use fs_layer::export::nfs4::connection::{self, Connection};
 use fs_layer::export::nfs4::ops::op;
 use fs_layer::export::nfs4::rpc::{self, Caller};
 use fs_layer::export::nfs4::state::session::SessionId;
@@ -14,7 +15,6 @@ use fs_layer::export::nfs4::xdr::{Reader, Writer};
 use fs_layer::export::nfs4::{MemoryRecords, NfsOptions, Shared};
 use fs_layer::vfs::Vfs;
 use fs_layer::vfs::memory::MemoryVfs;
-use tokio::sync::mpsc;
 
 /// A tree in memory with what outlives a server.
 pub struct World {
@@ -314,7 +314,7 @@ impl Reply {
 pub struct Client {
     pub shared: Arc<Shared>,
     pub connection: Arc<Connection>,
-    pub calls: mpsc::Receiver<Outgoing>,
+    pub calls: Receiver<Vec<u8>>,
     pub caller: Caller,
     pub name: Vec<u8>,
     pub verifier: u64,
@@ -432,7 +432,7 @@ impl Client {
         self.xid += 1;
         let mut record = rpc::call(self.xid, rpc::NFS_PROGRAM, 4, 1, &self.caller);
         record.raw(arguments);
-        let reply = connection::answer(&self.shared, &self.connection, record.as_bytes())?;
+        let reply = connection::answer(&self.shared, &self.connection, record.as_bytes())?.into_bytes();
         let mut r = Reader::new(&reply);
         assert_eq!((r.u32().unwrap(), r.u32().unwrap()), (self.xid, 1));
         let words: Vec<u32> = (0..4).map(|_| r.u32().unwrap_or(99)).collect();

@@ -1,13 +1,12 @@
 //! The server as a process sees it: a socket, records, a stop.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 use fs_layer::export::nfs4::rpc::{self, LAST_FRAGMENT};
 use fs_layer::export::nfs4::{MemoryRecords, NfsOptions, Server};
 use fs_layer::vfs::memory::{Commit, MemoryVfs};
-use tokio::net::TcpListener;
 
 use crate::client::ROOT_USER;
 
@@ -50,49 +49,49 @@ fn exercise(address: SocketAddr) {
     assert_eq!(stream.read(&mut [0; 4]).unwrap_or(0), 0, "the connection ends");
 }
 
-async fn start(options: NfsOptions) -> Server {
-    start_on(Arc::new(MemoryVfs::default()), options).await
+fn start(options: NfsOptions) -> Server {
+    start_on(Arc::new(MemoryVfs::default()), options)
 }
 
-async fn start_on(vfs: Arc<MemoryVfs>, options: NfsOptions) -> Server {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    Server::start(listener, vfs, options).await.unwrap()
+fn start_on(vfs: Arc<MemoryVfs>, options: NfsOptions) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    Server::start(listener, vfs, options).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_are_answered_over_tcp() {
-    let server = start(NfsOptions::new(Arc::new(MemoryRecords::default()))).await;
+#[test]
+fn calls_are_answered_over_tcp() {
+    let server = start(NfsOptions::new(Arc::new(MemoryRecords::default())));
     let address = server.address();
-    tokio::task::spawn_blocking(move || exercise(address)).await.unwrap();
+    exercise(address);
     let idle = TcpStream::connect(address).unwrap();
-    let held = server.stop().await;
+    let held = server.stop();
     assert!(held.0.is_empty());
     drop(idle);
     assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hosts_outside_of_the_networks_are_refused() {
+#[test]
+fn hosts_outside_of_the_networks_are_refused() {
     let mut options = NfsOptions::new(Arc::new(MemoryRecords::default()));
     options.export.clients = vec!["10.0.0.0/8".parse().unwrap()];
-    let server = start(options).await;
+    let server = start(options);
     let address = server.address();
     let denied = move || {
         let mut stream = TcpStream::connect(address).unwrap();
         send(&mut stream, &rpc::call(9, rpc::NFS_PROGRAM, 4, 1, &ROOT_USER).into_bytes(), 1000);
         assert_eq!(words(&receive(&mut stream)), [9, 1, 1, 1, 5], "AUTH_TOOWEAK");
     };
-    tokio::task::spawn_blocking(denied).await.unwrap();
+    denied();
     drop(server);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fault_is_answered_as_one() {
+#[test]
+fn a_fault_is_answered_as_one() {
     let vfs = Arc::new(MemoryVfs::default());
     vfs.let_commit(Commit::Panics);
     let mut options = NfsOptions::new(Arc::new(MemoryRecords::default()));
     options.export.root_squash = false;
-    let server = start_on(vfs, options).await;
+    let server = start_on(vfs, options);
     let address = server.address();
     let handle = server.root_handle();
     let fault = move || {
@@ -107,6 +106,6 @@ async fn a_fault_is_answered_as_one() {
         send(&mut stream, &rpc::call(10, rpc::NFS_PROGRAM, 3, 0, &ROOT_USER).into_bytes(), 1000);
         assert_eq!(words(&receive(&mut stream)), [10, 1, 0, 0, 0, 0]);
     };
-    tokio::task::spawn_blocking(fault).await.unwrap();
+    fault();
     drop(server);
 }

@@ -266,7 +266,7 @@ fn whoever_waits_for_a_lock_is_told() {
     assert!(two.calls.try_recv().is_err());
     one.status(Ops::at(&handle).unlock(held, 0, 1)).unwrap();
     let call = two.calls.try_recv().expect("CB_NOTIFY_LOCK");
-    let Ok(Message::Call(call)) = Message::parse(&call.record) else { panic!("no call") };
+    let Ok(Message::Call(call)) = Message::parse(&call) else { panic!("no call") };
     assert_eq!((call.program, call.version, call.procedure), (0x4000_0000, 1, 1));
     let mut r = fs_layer::export::nfs4::xdr::Reader::new(call.arguments);
     r.opaque(100).unwrap();

@@ -1,14 +1,14 @@
 //! NFS version 3 and its mount protocol: RFC 1813.
 
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 use fs_layer::export::nfs4::Shared;
-use fs_layer::export::nfs4::connection::{self, Connection, Outgoing};
+use fs_layer::export::nfs4::connection::{self, Connection};
 use fs_layer::export::nfs4::rpc::{self, Caller};
 use fs_layer::export::nfs4::xdr::{Reader, Writer};
 use fs_layer::vfs::{Credentials, ROOT, Vfs};
 use proptest::prelude::*;
-use tokio::sync::mpsc;
 
 use crate::client::{ROOT_USER, World};
 use crate::killed::Host;
@@ -17,7 +17,7 @@ use crate::killed::Host;
 struct Client {
     shared: Arc<Shared>,
     connection: Arc<Connection>,
-    _calls: mpsc::Receiver<Outgoing>,
+    _calls: Receiver<Vec<u8>>,
     caller: Caller,
     xid: u32,
 }
@@ -36,7 +36,7 @@ impl Client {
     fn send(&mut self, xid: u32, program: u32, procedure: u32, arguments: &[u8]) -> Option<Vec<u8>> {
         let mut record = rpc::call(xid, program, 3, procedure, &self.caller);
         record.raw(arguments);
-        let reply = connection::answer(&self.shared, &self.connection, record.as_bytes())?;
+        let reply = connection::answer(&self.shared, &self.connection, record.as_bytes())?.into_bytes();
         (reply[4..24] == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).then(|| reply[24..].to_vec())
     }
 

@@ -17,9 +17,9 @@ use super::bitmap::Bitmap;
 use super::connection::Connection;
 use super::handle::HANDLE_BYTES_MAX;
 use super::ops::{self, op};
-use super::rpc::{Call, Caller};
+use super::rpc::{self, Answer, Call, Caller};
 use super::server::Shared;
-use super::state::session::{Begun, Channel, Fingerprint, Session};
+use super::state::session::{Begun, Channel, Fingerprint, SMALL_REPLY_BYTES, Session};
 use super::state::stateid::{self, Stateid};
 use super::status::{Nfs4Error, Status};
 use super::xdr::{Reader, Writer};
@@ -69,9 +69,13 @@ impl InSession {
         InSession { session, slot, keep, done: false }
     }
 
-    fn finish(mut self, reply: &[u8]) {
+    fn finish(mut self, reply: &mut Writer) {
         self.done = true;
-        self.session.finish(self.slot, reply, self.keep);
+        let kept = (self.keep || reply.len() - REPLY_HEADER <= SMALL_REPLY_BYTES).then(|| {
+            reply.join();
+            reply.as_bytes()[REPLY_HEADER..].to_vec()
+        });
+        self.session.finish(self.slot, kept);
     }
 }
 
@@ -121,13 +125,14 @@ pub struct Compound<'a> {
     bytes: &'a [u8],
 }
 
-/// Runs a compound, and returns its results; `None` if it is no compound.
-pub fn run(shared: &Arc<Shared>, connection: &Arc<Connection>, call: &Call<'_>) -> Option<Vec<u8>> {
+/// Runs a compound, and returns the reply; `None` if it is no compound.
+pub fn run(shared: &Arc<Shared>, connection: &Arc<Connection>, call: &Call<'_>) -> Option<Writer> {
     let mut r = Reader::new(call.arguments);
     let tag = r.opaque(TAG_MAX).ok()?;
     let minor = r.u32().ok()?;
     let operations = r.u32().ok()?;
-    let mut w = Writer::default();
+    let mut w = rpc::reply(call.xid, Answer::Success);
+    debug_assert_eq!(w.len(), REPLY_HEADER);
     w.u32(0);
     w.opaque(tag);
     let count_at = w.len();
@@ -140,8 +145,8 @@ pub fn run(shared: &Arc<Shared>, connection: &Arc<Connection>, call: &Call<'_>) 
         None
     };
     if let Some(e) = refused {
-        w.patch(0, e.code());
-        return Some(w.into_bytes());
+        w.patch(REPLY_HEADER, e.code());
+        return Some(w);
     }
     let mut compound = Compound {
         shared,
@@ -164,18 +169,22 @@ pub fn run(shared: &Arc<Shared>, connection: &Arc<Connection>, call: &Call<'_>) 
     };
     let (status, results, first_change) = compound.run_all(&mut r, &mut w, REPLY_HEADER + call.arguments.len());
     match compound.replay.take() {
-        Some(Begun::Replay(reply)) => return Some(reply.to_vec()),
+        Some(Begun::Replay(results)) => {
+            w.truncate(REPLY_HEADER);
+            w.raw(&results);
+            return Some(w);
+        }
         Some(_) => {
             // The reply was not kept: SEQUENCE succeeds, and what follows says so (section 18.46.3).
-            w.patch(0, Nfs4Error::RetryUncachedRep.code());
+            w.patch(REPLY_HEADER, Nfs4Error::RetryUncachedRep.code());
             w.u32(r.u32().unwrap_or(op::ILLEGAL));
             w.u32(Nfs4Error::RetryUncachedRep.code());
             w.patch(count_at, 2);
-            return Some(w.into_bytes());
+            return Some(w);
         }
         None => {}
     }
-    w.patch(0, status);
+    w.patch(REPLY_HEADER, status);
     w.patch(count_at, results);
     if let Some(change) = first_change
         && let Err(e) = shared.vfs.commit()
@@ -187,13 +196,13 @@ pub fn run(shared: &Arc<Shared>, connection: &Arc<Connection>, call: &Call<'_>) 
         if change.operation == op::SETATTR {
             Bitmap::default().write(&mut w);
         }
-        w.patch(0, Nfs4Error::Io.code());
+        w.patch(REPLY_HEADER, Nfs4Error::Io.code());
         w.patch(count_at, change.index + 1);
     }
     if let Some(place) = compound.place.take() {
-        place.finish(w.as_bytes());
+        place.finish(&mut w);
     }
-    Some(w.into_bytes())
+    Some(w)
 }
 
 /// The first operation that changed something.
@@ -277,7 +286,7 @@ impl Compound<'_> {
     }
 
     fn check_room(&self, len: usize, more: usize) -> Status<()> {
-        let all = REPLY_HEADER + len + more + ERROR_ROOM;
+        let all = len + more + ERROR_ROOM;
         if all > self.channel().response_max as usize {
             return Err(Nfs4Error::RepTooBig);
         }
@@ -295,7 +304,7 @@ impl Compound<'_> {
             Some(place) if place.keep => place.session.fore.cached_max.min(place.session.fore.response_max),
             _ => self.channel().response_max,
         };
-        (max as usize).saturating_sub(REPLY_HEADER + w.len() + ERROR_ROOM)
+        (max as usize).saturating_sub(w.len() + ERROR_ROOM)
     }
 
     fn channel(&self) -> Channel {

@@ -1,6 +1,6 @@
 //! NFS versions 4.1 and 4.2 (RFC 8881, RFC 7862, RFC 8276) over a [`Vfs`](crate::vfs::Vfs).
 //!
-//! [`xdr`] and [`rpc`] are the wire, [`connection`] a TCP connection, [`server`] listening and stopping. [`compound`] runs a list of operations,
+//! [`xdr`] and [`rpc`] are the wire, [`connection`] a TCP connection, `receiving` what has come on it, `threads` who serves it, [`server`] starting and stopping. [`compound`] runs a list of operations,
 //! [`ops`] are these. [`attributes`], [`bitmap`], [`handle`] and [`status`] are what they speak of. [`state`] is what
 //! clients hold, [`records`] what of that outlives the server, `callback` calls to the client, `waiting` why. There are no delegations and no layouts.
 //!
@@ -17,11 +17,13 @@ mod groups;
 pub mod handle;
 pub mod ops;
 pub mod options;
+mod receiving;
 pub mod records;
 pub mod rpc;
 pub mod server;
 pub mod state;
 pub mod status;
+mod threads;
 mod waiting;
 pub mod xdr;
 

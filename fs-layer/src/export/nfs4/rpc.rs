@@ -207,9 +207,9 @@ pub fn call(xid: u32, program: u32, version: u32, procedure: u32, caller: &Calle
 }
 
 /// The answer to a record whose call could not be run; `None` if it was none.
-pub fn system_error(record: &[u8]) -> Option<Vec<u8>> {
+pub fn system_error(record: &[u8]) -> Option<Writer> {
     match Message::parse(record) {
-        Ok(Message::Call(call)) => Some(reply(call.xid, Answer::SystemError).into_bytes()),
+        Ok(Message::Call(call)) => Some(reply(call.xid, Answer::SystemError)),
         _ => None,
     }
 }

@@ -2,28 +2,23 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
-
-use super::connection;
 use super::handle::{HANDLE_BYTES, Handles};
 use super::options::NfsOptions;
 use super::records::Start;
 use super::state::{Let, Table};
+use super::threads::Threads;
 use super::waiting::Waiting;
 use crate::export::nfs3::replies::Replies;
 use crate::vfs::Vfs;
 
 /// Clients that hold something keep it for this many leases of silence, unless it is in somebody's way.
 const COURTESY_LEASES: u32 = 960;
-/// Connections at a time.
-const CONNECTIONS_MAX: usize = 4096;
 
 /// What all connections share.
 pub struct Shared {
@@ -37,8 +32,6 @@ pub struct Shared {
     pub start: Start,
     /// Names the filesystem for ever.
     pub fs_id: [u8; 16],
-    /// How many more requests can be under way.
-    pub running: Arc<Semaphore>,
     /// What was answered to requests of version 3.
     pub replies: Replies,
     /// Who wants to know when a lock is free.
@@ -77,7 +70,6 @@ impl Shared {
             handles,
             start,
             fs_id,
-            running: Arc::new(Semaphore::new(connection::RUNNING_ALL_MAX)),
             replies: Replies::default(),
             waiting: Arc::default(),
             recovered: AtomicBool::new(false),
@@ -96,23 +88,26 @@ impl Shared {
 pub struct Server {
     shared: Arc<Shared>,
     address: SocketAddr,
-    stop: watch::Sender<bool>,
-    accepting: JoinHandle<()>,
+    threads: Arc<Threads>,
+    /// Dropped at the end.
+    ticking: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Server {
-    /// Serves NFSv4.1 and 4.2 on a listening socket.
+    /// Serves NFSv4.1 and 4.2, and version 3 if wanted, on a listening socket. Blocks while the records are read.
     ///
     /// # Errors
-    /// The records or the filesystem cannot be read.
-    pub async fn start(listener: TcpListener, vfs: Arc<dyn Vfs>, options: NfsOptions) -> io::Result<Server> {
-        let address = listener.local_addr()?;
-        let shared =
-            tokio::task::spawn_blocking(move || Shared::new(vfs, options)).await.map_err(io::Error::other)??;
-        let shared = Arc::new(shared);
-        let (stop, stopped) = watch::channel(false);
-        let accepting = tokio::spawn(accept(shared.clone(), listener, stopped));
-        Ok(Server { shared, address, stop, accepting })
+    /// The records or the filesystem cannot be read, or there are no threads to be had.
+    pub fn start(listener: TcpListener, vfs: Arc<dyn Vfs>, options: NfsOptions) -> io::Result<Server> {
+        let shared = Arc::new(Shared::new(vfs, options)?);
+        let threads = Threads::start(shared.clone(), listener)?;
+        let (end, ended) = mpsc::channel();
+        let ticking = {
+            let (shared, threads) = (shared.clone(), threads.clone());
+            thread::Builder::new().name("nfs-tick".into()).spawn(move || tick(&shared, &threads, &ended))
+        };
+        let ticking = ticking.inspect_err(|_| threads.stop())?;
+        Ok(Server { shared, address: threads.address()?, threads, ticking: Some((end, ticking)) })
     }
 
     /// Where it listens.
@@ -134,52 +129,37 @@ impl Server {
     ///
     /// Open files come back still held. A process that ends just drops them: what of them has no name waits on the disk for the next server's
     /// clients ([`Vfs::end_recovery`]). Who goes on with the same [`Vfs`] releases them when the next server's grace period is over.
-    pub async fn stop(self) -> Let {
-        // Nobody listens any more if this fails.
-        let _ = self.stop.send(true);
-        let _ = self.accepting.await;
-        let shared = self.shared;
-        tokio::task::spawn_blocking(move || shared.table().clear()).await.unwrap_or_default()
+    pub fn stop(mut self) -> Let {
+        self.threads.stop();
+        self.threads.wait();
+        if let Some((end, ticking)) = self.ticking.take() {
+            drop(end);
+            // What it did, it did.
+            let _ = ticking.join();
+        }
+        self.shared.table().clear()
     }
 }
 
-async fn accept(shared: Arc<Shared>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
-    let mut connections = tokio::task::JoinSet::new();
-    let stopped = stop.clone();
-    let mut tick =
-        tokio::time::interval(shared.options.lease.clamp(Duration::from_millis(100), Duration::from_secs(5)));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((stream, peer)) => {
-                    connections.spawn(connection::serve(shared.clone(), stream, peer.ip(), stopped.clone()));
-                }
-                Err(e) => {
-                    // Out of file descriptors, most likely: others may end.
-                    tracing::warn!("an NFS connection is not accepted: {e}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-            _ = tick.tick() => {
-                let shared = shared.clone();
-                let expired = tokio::task::spawn_blocking(move || {
-                    let (gone, in_grace) = {
-                        let mut table = shared.table();
-                        (table.expire_silent(COURTESY_LEASES), table.in_grace())
-                    };
-                    gone.go(&*shared.vfs);
-                    // Whoever held a file that has no name had the time to open it again.
-                    if !in_grace && !shared.recovered.swap(true, Ordering::Relaxed) {
-                        shared.vfs.end_recovery();
-                    }
-                });
-                let _ = expired.await;
-            }
-            () = connection::stopped(&mut stop) => break,
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.threads.stop();
+    }
+}
+
+/// Does what time brings about, until `ended` says that nobody is left who could.
+fn tick(shared: &Shared, threads: &Threads, ended: &mpsc::Receiver<()>) {
+    let period = shared.options.lease.clamp(Duration::from_millis(100), Duration::from_secs(5));
+    while ended.recv_timeout(period) == Err(mpsc::RecvTimeoutError::Timeout) {
+        threads.check_patience();
+        let (gone, in_grace) = {
+            let mut table = shared.table();
+            (table.expire_silent(COURTESY_LEASES), table.in_grace())
+        };
+        gone.go(&*shared.vfs);
+        // Whoever held a file that has no name had the time to open it again.
+        if !in_grace && !shared.recovered.swap(true, Ordering::Relaxed) {
+            shared.vfs.end_recovery();
         }
     }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
 }

@@ -1,5 +1,7 @@
 //! The external data representation (RFC 4506): big-endian words, byte strings padded to whole words.
 
+use bytes::Bytes;
+
 use super::status::{Nfs4Error, Status};
 
 /// Reads what somebody else wrote. Every length is checked against a bound and against what is there.
@@ -71,36 +73,82 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writes to a growing buffer.
+/// Byte strings from this length on are attached, not copied.
+const ATTACHED_MIN: usize = 4 << 10;
+
+/// Writes to a growing buffer. One long byte string can be attached, which is not copied there.
 #[derive(Clone, Debug, Default)]
 pub struct Writer {
     bytes: Vec<u8>,
+    /// Data that belongs before the byte at this place of the buffer.
+    attached: Option<(usize, Bytes)>,
 }
 
 impl Writer {
     /// Bytes written so far.
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() + self.attached.as_ref().map_or(0, |(_, data)| data.len())
     }
 
     /// Whether nothing was written.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.len() == 0
     }
 
     /// Everything written.
-    pub fn into_bytes(self) -> Vec<u8> {
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        self.join();
         self.bytes
     }
 
     /// Everything written.
+    ///
+    /// # Panics
+    /// If something is attached; see [`Self::join`].
     pub fn as_bytes(&self) -> &[u8] {
+        assert!(self.attached.is_none(), "in several parts");
         &self.bytes
+    }
+
+    /// Everything written, part after part.
+    pub fn parts(&self) -> [&[u8]; 3] {
+        match &self.attached {
+            None => [&self.bytes, &[], &[]],
+            Some((at, data)) => [&self.bytes[..*at], data, &self.bytes[*at..]],
+        }
+    }
+
+    /// Copies what is attached to its place.
+    pub fn join(&mut self) {
+        if let Some((at, data)) = self.attached.take() {
+            self.bytes.splice(at..at, data.iter().copied());
+        }
     }
 
     /// Takes back what was written after the first `len` bytes.
     pub fn truncate(&mut self, len: usize) {
-        self.bytes.truncate(len);
+        match &self.attached {
+            Some((at, data)) if len >= at + data.len() => self.bytes.truncate(len - data.len()),
+            _ => {
+                // What is cut in two has no place of its own.
+                if self.attached.as_ref().is_some_and(|(at, _)| len > *at) {
+                    self.join();
+                }
+                self.attached = None;
+                self.bytes.truncate(len);
+            }
+        }
+    }
+
+    /// A byte string that need not be copied.
+    pub fn data(&mut self, value: Bytes) {
+        if value.len() < ATTACHED_MIN || self.attached.is_some() {
+            return self.opaque(&value);
+        }
+        self.u32(u32::try_from(value.len()).expect("byte strings are short"));
+        let padding = value.len().next_multiple_of(4) - value.len();
+        self.attached = Some((self.bytes.len(), value));
+        self.bytes.resize(self.bytes.len() + padding, 0);
     }
 
     /// A word.
@@ -126,7 +174,8 @@ impl Writer {
     /// Bytes of a fixed length, padded.
     pub fn fixed(&mut self, value: &[u8]) {
         self.bytes.extend_from_slice(value);
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        let padding = value.len().next_multiple_of(4) - value.len();
+        self.bytes.resize(self.bytes.len() + padding, 0);
     }
 
     /// A byte string.
@@ -135,8 +184,12 @@ impl Writer {
         self.fixed(value);
     }
 
-    /// Words written before at `at` get a new value.
+    /// A word written before at `at` gets a new value.
     pub fn patch(&mut self, at: usize, value: u32) {
+        let at = match &self.attached {
+            Some((place, data)) if at >= *place => at - data.len(),
+            _ => at,
+        };
         self.bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
     }
 
@@ -149,6 +202,39 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_attached_reads_as_if_it_were_copied() {
+        for len in [ATTACHED_MIN - 1, ATTACHED_MIN, ATTACHED_MIN + 1, 3 * ATTACHED_MIN + 3] {
+            let data = Bytes::from((0..len).map(|i| i as u8).collect::<Vec<_>>());
+            let (mut copied, mut attached) = (Writer::default(), Writer::default());
+            for w in [&mut copied, &mut attached] {
+                w.u32(0);
+                w.opaque(b"head");
+            }
+            copied.opaque(&data);
+            attached.data(data.clone());
+            for w in [&mut copied, &mut attached] {
+                w.fixed(&[1, 2, 3]);
+                let at = w.len();
+                w.u32(5);
+                w.opaque(&data);
+                w.patch(0, 7);
+                w.patch(at, 8);
+            }
+            assert_eq!(attached.len(), copied.len());
+            assert_eq!(attached.parts().concat(), copied.as_bytes());
+            for cut in [0, 2, 12, 15, 16, 17, 16 + len, 16 + len + 8, copied.len() - 1, copied.len()] {
+                let (mut attached, mut copied) = (attached.clone(), copied.clone());
+                attached.truncate(cut);
+                copied.truncate(cut);
+                assert_eq!(attached.len(), cut);
+                assert_eq!(attached.into_bytes(), copied.into_bytes());
+            }
+            attached.join();
+            assert_eq!(attached.as_bytes(), copied.as_bytes());
+        }
+    }
 
     #[test]
     fn what_is_written_is_read() {

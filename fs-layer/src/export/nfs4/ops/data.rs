@@ -47,7 +47,7 @@ pub fn read(c: &mut Compound<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Status<
     }
     let got = c.shared.vfs.read(ino, offset, count)?;
     w.bool(got.end);
-    w.opaque(&got.data);
+    w.data(got.data);
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use super::super::xdr::{Reader, Writer};
 pub type SessionId = [u8; 16];
 
 /// Replies up to this many bytes are kept although the client did not ask.
-const SMALL_REPLY_BYTES: usize = 512;
+pub const SMALL_REPLY_BYTES: usize = 512;
 
 /// What a channel can carry (channel_attrs4, RFC 8881 section 18.36.1), in bytes and counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,11 +150,11 @@ impl Session {
         }
     }
 
-    /// Frees the slot. The reply is kept if the client asked for it, or if it is small.
-    pub fn finish(&self, slot: u32, reply: &[u8], keep: bool) {
+    /// Frees the slot. The reply is there for who asks once more, if the client wants that or if it is small.
+    pub fn finish(&self, slot: u32, reply: Option<Vec<u8>>) {
         let mut slots = self.slots();
         let slot = &mut slots[slot as usize];
         slot.busy = false;
-        slot.reply = (keep || reply.len() <= SMALL_REPLY_BYTES).then(|| Arc::new(reply.to_vec()));
+        slot.reply = reply.map(Arc::new);
     }
 }

@@ -1,0 +1,167 @@
+//! The NFS servers that are compared: fsd on a file, Ganesha on a directory, both in one directory on one disk.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::client::Session;
+
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Ours.
+    Fsd,
+    /// nfs-ganesha with its module for the kernel's filesystems.
+    Ganesha,
+}
+
+impl Kind {
+    /// What tables call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Fsd => "fsd",
+            Kind::Ganesha => "Ganesha",
+        }
+    }
+}
+
+/// A server that runs, or will again.
+pub struct Server {
+    kind: Kind,
+    dir: PathBuf,
+    addr: SocketAddr,
+    fsd: PathBuf,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Makes what it needs in a new directory and starts it.
+    pub fn create(kind: Kind, fsd: &Path, dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir.join("tree"))?;
+        let dir = dir.canonicalize()?;
+        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut server = Self { kind, dir, addr, fsd: fsd.to_owned(), child: None };
+        match kind {
+            Kind::Fsd => {
+                let made = server.fsd("mkfs").args(["--size", "1TiB"]).stdout(Stdio::null()).status();
+                ensure!(made.context("cannot run fsd")?.success(), "fsd mkfs failed");
+            }
+            Kind::Ganesha => server.configure()?,
+        }
+        server.start()?;
+        Ok(server)
+    }
+
+    /// Which one it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// A client with a session.
+    pub fn connect(&self, name: &str) -> Result<Session> {
+        Session::connect(self.addr, name).with_context(|| format!("{} said:\n{}", self.kind.name(), self.said()))
+    }
+
+    /// Ends it in order and starts it again, with nothing in the kernel's caches.
+    pub fn make_cold(&mut self) -> Result<()> {
+        self.stop()?;
+        // SAFETY: it takes nothing and cannot fail.
+        unsafe { libc::sync() };
+        std::fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the kernel's caches; run as root")?;
+        self.start()
+    }
+
+    fn fsd(&self, command: &str) -> Command {
+        let mut fsd = Command::new(&self.fsd);
+        fsd.arg(command).arg("--data").arg(self.dir.join("data")).arg("--disk").arg(self.dir.join("disk"));
+        fsd
+    }
+
+    fn configure(&self) -> Result<()> {
+        let (tree, port) = (self.dir.join("tree"), self.addr.port());
+        let text = format!(
+            "NFS_CORE_PARAM {{ Protocols = 4; NFS_Port = {port}; Bind_addr = 127.0.0.1; Enable_NLM = false; Enable_RQUOTA = false; }}\n\
+             NFSv4 {{ Graceless = true; RecoveryBackend = fs; }}\n\
+             EXPORT {{ Export_Id = 1; Path = {}; Pseudo = /; Access_Type = RW; Squash = No_Root_Squash; SecType = sys; FSAL {{ Name = VFS; }} }}\n",
+            tree.display()
+        );
+        for dir in ["/var/run/ganesha", "/var/lib/nfs/ganesha"] {
+            std::fs::create_dir_all(dir).with_context(|| format!("cannot make {dir}; run as root"))?;
+        }
+        Ok(std::fs::write(self.dir.join("ganesha.conf"), text)?)
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let mut command = match self.kind {
+            Kind::Fsd => {
+                let mut fsd = self.fsd("serve");
+                fsd.args(["--no-root-squash", "--nfs"]).arg(self.addr.to_string());
+                fsd
+            }
+            Kind::Ganesha => {
+                let mut ganesha = Command::new("ganesha.nfsd");
+                ganesha.arg("-F").arg("-f").arg(self.dir.join("ganesha.conf"));
+                ganesha.arg("-L").arg(self.dir.join("log")).arg("-p").arg(self.dir.join("pid"));
+                ganesha
+            }
+        };
+        let log = std::fs::File::options().create(true).append(true).open(self.dir.join("log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().with_context(|| {
+            format!(
+                "cannot run {:?}; Ganesha is in Debian's packages nfs-ganesha and nfs-ganesha-vfs",
+                command.get_program()
+            )
+        })?;
+        self.child = Some(child);
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            // Ganesha listens before it answers.
+            let found = Session::connect(self.addr, "is it there").and_then(|mut session| session.root());
+            let Err(error) = found else { return Ok(()) };
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().transpose()).is_some();
+            if ended || Instant::now() > deadline {
+                bail!("{} does not serve: {error:#}; it said:\n{}", self.kind.name(), self.said());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        // SAFETY: kill takes plain numbers; the child is ours and not yet waited for, so its id is not reused.
+        unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                child.kill()?;
+                child.wait()?;
+                bail!("{} did not end within {STOP_TIMEOUT:?} of SIGTERM", self.kind.name());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    fn said(&self) -> String {
+        let log = std::fs::read(self.dir.join("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("{error:#}");
+        }
+    }
+}
