@@ -31,6 +31,9 @@ pub struct Args {
     /// Only cases whose name holds this; may be repeated.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// Let fsd keep its tree in a bucket, a directory of the same disk, with the block engine in its process, and not in a file.
+    #[arg(long)]
+    bucket: bool,
     /// Without Ganesha.
     #[arg(long)]
     alone: bool,
@@ -60,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     let kinds = if args.alone { &[Kind::Fsd][..] } else { &[Kind::Fsd, Kind::Ganesha] };
     let mut servers: Vec<(Server, Filled)> = Vec::new();
     for kind in kinds {
-        let server = Server::create(*kind, &fsd, &dir.path().join(kind.name()))?;
+        let server = Server::create(*kind, &fsd, args.bucket, &dir.path().join(kind.name()))?;
         let filled = work::fill(&server, &scale).with_context(|| format!("cannot fill {}", kind.name()))?;
         servers.push((server, filled));
     }

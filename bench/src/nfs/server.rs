@@ -38,19 +38,21 @@ pub struct Server {
     dir: PathBuf,
     addr: SocketAddr,
     fsd: PathBuf,
+    /// fsd keeps its tree in a bucket, not in a file.
+    bucket: bool,
     child: Option<Child>,
 }
 
 impl Server {
-    /// Makes what it needs in a new directory and starts it.
-    pub fn create(kind: Kind, fsd: &Path, dir: &Path) -> Result<Self> {
+    /// Makes what it needs in a new directory and starts it. fsd keeps its tree in a file there, or in a bucket.
+    pub fn create(kind: Kind, fsd: &Path, bucket: bool, dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir.join("tree"))?;
         let dir = dir.canonicalize()?;
         let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let mut server = Self { kind, dir, addr, fsd: fsd.to_owned(), child: None };
+        let mut server = Self { kind, dir, addr, fsd: fsd.to_owned(), bucket, child: None };
         match kind {
             Kind::Fsd => {
-                let made = server.fsd("mkfs").args(["--size", "1TiB"]).stdout(Stdio::null()).status();
+                let made = server.fsd("mkfs").stdout(Stdio::null()).status();
                 ensure!(made.context("cannot run fsd")?.success(), "fsd mkfs failed");
             }
             Kind::Ganesha => server.configure()?,
@@ -80,7 +82,10 @@ impl Server {
 
     fn fsd(&self, command: &str) -> Command {
         let mut fsd = Command::new(&self.fsd);
-        fsd.arg(command).arg("--data").arg(self.dir.join("data")).arg("--disk").arg(self.dir.join("disk"));
+        fsd.arg(command).arg("--data").arg(self.dir.join("data"));
+        if !self.bucket {
+            fsd.arg("--disk").arg(self.dir.join("disk"));
+        }
         fsd
     }
 

@@ -111,7 +111,7 @@ pub fn read(q: &Request<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Done {
     q.write_file(w, Some(ino));
     w.u32(got.data.len() as u32);
     w.bool(got.end);
-    w.opaque(&got.data);
+    w.data(got.data);
     Ok(())
 }
 

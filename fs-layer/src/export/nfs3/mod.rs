@@ -55,7 +55,7 @@ mod procedure {
 /// What became of a call.
 pub enum Outcome {
     /// These are its results.
-    Results(Vec<u8>),
+    Results(Writer),
     /// There is no such procedure.
     NoProcedure,
     /// Its arguments cannot be decoded.
@@ -108,7 +108,7 @@ pub fn run(shared: &Shared, peer: IpAddr, call: &Call<'_>) -> Outcome {
         return Outcome::NoProcedure;
     }
     if call.procedure == procedure::NULL {
-        return Outcome::Results(Vec::new());
+        return Outcome::Results(Writer::default());
     }
     // What can be run again with the same end is not kept.
     let once = matches!(call.procedure, procedure::SETATTR | procedure::CREATE..=procedure::LINK);
@@ -119,12 +119,16 @@ pub fn run(shared: &Shared, peer: IpAddr, call: &Call<'_>) -> Outcome {
     match shared.replies.begin(key) {
         Found::New => {}
         Found::Running => return Outcome::Silence,
-        Found::Done(results) => return Outcome::Results(results),
+        Found::Done(results) => {
+            let mut w = Writer::default();
+            w.raw(&results);
+            return Outcome::Results(w);
+        }
     }
     let running = shared.replies.running(key);
     let outcome = run_now(shared, call, key.hash());
     if let Outcome::Results(results) = &outcome {
-        running.done(results);
+        running.done(&results.parts().concat());
     }
     outcome
 }
@@ -164,7 +168,7 @@ fn run_now(shared: &Shared, call: &Call<'_>, name: u64) -> Outcome {
         _ => files::commit(q, r, &mut w),
     };
     match done {
-        Ok(()) => Outcome::Results(w.into_bytes()),
+        Ok(()) => Outcome::Results(w),
         Err(Fail::Garbage) => Outcome::Garbage,
         Err(Fail::Status(e, body)) => {
             w.truncate(0);
@@ -182,7 +186,7 @@ fn run_now(shared: &Shared, call: &Call<'_>, name: u64) -> Outcome {
                     request.write_changed(&mut w, dir);
                 }
             }
-            Outcome::Results(w.into_bytes())
+            Outcome::Results(w)
         }
     }
 }

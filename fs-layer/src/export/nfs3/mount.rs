@@ -41,7 +41,7 @@ pub fn run(shared: &Shared, allowed: bool, call: &Call<'_>) -> Outcome {
         }
         _ => return Outcome::NoProcedure,
     }
-    Outcome::Results(w.into_bytes())
+    Outcome::Results(w)
 }
 
 fn find(shared: &Shared, path: &[u8]) -> vfs::Result<vfs::Ino> {

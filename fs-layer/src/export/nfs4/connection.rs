@@ -331,7 +331,7 @@ fn outcome(xid: u32, outcome: Outcome) -> Option<Writer> {
     let answer = match outcome {
         Outcome::Results(results) => {
             let mut w = rpc::reply(xid, Answer::Success);
-            w.raw(&results);
+            w.append(results);
             return Some(w);
         }
         Outcome::NoProcedure => Answer::NoProcedure,

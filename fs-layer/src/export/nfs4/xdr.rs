@@ -193,6 +193,17 @@ impl Writer {
         self.bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
     }
 
+    /// What another has written.
+    pub fn append(&mut self, mut other: Writer) {
+        if self.attached.is_some() {
+            other.join();
+        }
+        if let Some((at, data)) = other.attached {
+            self.attached = Some((self.bytes.len() + at, data));
+        }
+        self.bytes.extend_from_slice(&other.bytes);
+    }
+
     /// Bytes that are XDR already.
     pub fn raw(&mut self, value: &[u8]) {
         self.bytes.extend_from_slice(value);
@@ -231,6 +242,11 @@ mod tests {
                 assert_eq!(attached.len(), cut);
                 assert_eq!(attached.into_bytes(), copied.into_bytes());
             }
+            let mut appended = Writer::default();
+            appended.u32(9);
+            appended.append(attached.clone());
+            appended.append(attached.clone());
+            assert_eq!(appended.into_bytes(), [&9u32.to_be_bytes(), copied.as_bytes(), copied.as_bytes()].concat());
             attached.join();
             assert_eq!(attached.as_bytes(), copied.as_bytes());
         }

@@ -7,9 +7,10 @@ mod locks;
 mod tree;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 use super::*;
+use crate::waiting::about_to_wait;
 use locks::Locks;
 use tree::Tree;
 
@@ -22,6 +23,8 @@ pub enum Commit {
     Fails,
     /// It panics, as by a fault of the program.
     Panics,
+    /// It waits until it is to do something else, as with a disk that is slow.
+    Waits,
 }
 
 /// A tree in memory.
@@ -32,6 +35,7 @@ pub struct MemoryVfs {
     verifier: AtomicU64,
     commits: AtomicU64,
     commit: Mutex<Commit>,
+    commit_changed: Condvar,
 }
 
 impl Default for MemoryVfs {
@@ -43,6 +47,7 @@ impl Default for MemoryVfs {
             verifier: AtomicU64::new(rand::random()),
             commits: AtomicU64::new(0),
             commit: Mutex::new(Commit::Works),
+            commit_changed: Condvar::new(),
         }
     }
 }
@@ -64,6 +69,7 @@ impl MemoryVfs {
     /// Lets [`Vfs::commit`] do this from now on.
     pub fn let_commit(&self, commit: Commit) {
         *self.commit.lock().expect("no panic under the lock") = commit;
+        self.commit_changed.notify_all();
     }
 
     /// How often [`Vfs::commit`] was called.
@@ -220,9 +226,17 @@ impl Vfs for MemoryVfs {
 
     fn commit(&self) -> Result<()> {
         self.commits.fetch_add(1, Ordering::SeqCst);
-        let commit = *self.commit.lock().expect("no panic under the lock");
-        match commit {
-            Commit::Works => Ok(()),
+        let mut commit = self.commit.lock().expect("no panic under the lock");
+        if *commit == Commit::Waits {
+            about_to_wait();
+        }
+        while *commit == Commit::Waits {
+            commit = self.commit_changed.wait(commit).expect("no panic under the lock");
+        }
+        let how = *commit;
+        drop(commit);
+        match how {
+            Commit::Works | Commit::Waits => Ok(()),
             Commit::Fails => Err(VfsError::Io("the disk of a test is gone".to_owned())),
             Commit::Panics => panic!("a fault that a test asked for"),
         }
