@@ -26,14 +26,14 @@ pub struct Tx<'a> {
     freed: Vec<(BlockAddress, u64)>,
     blocks: i64,
     files: i64,
-    /// The request that this does; 0 if nobody wants to know.
-    request: u64,
+    /// The requests that this does; 0 where nobody wants to know.
+    requests: [u64; 2],
 }
 
 impl<'a> Tx<'a> {
     /// No changes yet. The locks of all inodes whose blocks are changed must be held until it is published or dropped.
     pub fn new(journal: &'a Journal, allocator: &'a Allocator) -> Tx<'a> {
-        Tx { journal, allocator, changes: BTreeMap::new(), freed: Vec::new(), blocks: 0, files: 0, request: 0 }
+        Tx { journal, allocator, changes: BTreeMap::new(), freed: Vec::new(), blocks: 0, files: 0, requests: [0; 2] }
     }
 
     /// Sets a whole block, which may be new.
@@ -48,9 +48,9 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Notes that this does a request: after a crash the note is there exactly if the changes are. 0 is none.
-    pub fn note(&mut self, request: u64) {
-        self.request = request;
+    /// Notes that this does requests: after a crash the notes are there exactly if the changes are. 0 is none.
+    pub fn note(&mut self, requests: [u64; 2]) {
+        self.requests = requests;
     }
 
     /// Sets a whole block that was never on the disk: its address is new.
@@ -114,8 +114,10 @@ impl<'a> Tx<'a> {
         let sequence = state.sequence;
         state.counts.blocks += self.blocks;
         state.counts.files += self.files;
-        if self.request != 0 {
-            state.host.note(self.request);
+        for request in self.requests {
+            if request != 0 {
+                state.host.note(request);
+            }
         }
         state.running.freed.extend_from_slice(&self.freed);
         for (at, change) in self.changes {

@@ -167,7 +167,7 @@ pub trait Vfs: Send + Sync {
 
     /// Runs `change` once. A name that it makes, removes or moves is noted as done for `request` (not 0) in the same step: after a crash
     /// [`Vfs::noted`] has the request exactly if the change survived. An export that is asked again by a client which heard no answer
-    /// can tell by that. Without memory over crashes nothing is noted.
+    /// can tell by that. Within another call of this it is noted for both. Without memory over crashes nothing is noted.
     fn noting(&self, request: u64, change: &mut dyn FnMut());
 
     /// The requests that were noted before this opening, the last few hundred.

@@ -164,9 +164,9 @@ pub struct NewAttributes {
     pub gid: Option<u32>,
     /// The size, if not 0.
     pub size: Option<u64>,
-    /// The times, if not now. For an exclusive create of NFS these may hold its verifier.
+    /// The time of the last access, if not now.
     pub accessed: Option<Time>,
-    /// See `accessed`.
+    /// The time of the last change of the contents, if not now.
     pub modified: Option<Time>,
 }
 

@@ -39,11 +39,17 @@ impl Host {
     }
 }
 
+const VERIFIER: u64 = 77;
+
 fn exclusive(name: &[u8]) -> Ops {
+    exclusive_with(name, VERIFIER)
+}
+
+fn exclusive_with(name: &[u8], verifier: u64) -> Ops {
     Ops::root().open_with(b"owner", 3, 0, |w| {
         w.u32(1);
         w.u32(3);
-        w.u64(77);
+        w.u64(verifier);
         Bitmap::of(&[33]).write(w);
         w.opaque(&0o640u32.to_be_bytes());
         w.u32(0);
@@ -150,6 +156,28 @@ fn what_was_done_and_not_answered_is_answered_after_a_kill() {
 }
 
 #[test]
+fn an_exclusive_create_is_known_by_its_verifier_after_a_kill() {
+    let host = Host::new();
+    let server = host.serve();
+    let mut client = Client::new(&server, b"one");
+    let mut made = client.go(exclusive(b"new").getfh());
+    made.ok(op::PUTROOTFH).ok(op::OPEN).opened();
+    let handle = made.ok(op::GETFH).handle();
+    client.status(Ops::root().mkdir(b"dir")).unwrap();
+    drop((client, server));
+    for _ in 0..2 {
+        let server = host.serve();
+        // In another session, as after an answer that told it to make one.
+        let mut client = Client::new(&server, b"one");
+        let mut again = client.go(exclusive(b"new").getfh());
+        again.ok(op::PUTROOTFH).ok(op::OPEN).opened();
+        assert_eq!(again.ok(op::GETFH).handle(), handle);
+        assert_eq!(client.status(exclusive_with(b"new", VERIFIER + 1)), Err(Nfs4Error::Exist));
+        assert_eq!(client.status(exclusive(b"dir")), Err(Nfs4Error::Exist));
+    }
+}
+
+#[test]
 fn the_note_is_there_exactly_if_the_change_is() {
     let host = Host::new();
     let root = Credentials::system();
@@ -166,6 +194,12 @@ fn the_note_is_there_exactly_if_the_change_is() {
     drop(fs);
     let fs = host.open();
     assert_eq!((fs.noted(), names(&*fs)), (vec![5], vec![b"a".to_vec()]));
+    // One within another: both are noted.
+    noting(&*fs, 8, || make(&fs, b"e", 9)).unwrap();
+    fs.commit().unwrap();
+    drop(fs);
+    let fs = host.open();
+    assert_eq!(fs.noted().into_iter().collect::<std::collections::BTreeSet<_>>(), [5, 8, 9].into());
     // Only the last few hundred are kept.
     for request in 1000..1600 {
         make(&fs, format!("d{request}").as_bytes(), request).unwrap();

@@ -157,7 +157,16 @@ fn an_exclusive_create_is_repeated_not_refused() {
                 w.opaque(format!("file-{mode}").as_bytes());
             })
         };
-        client.status(exclusive(0x1234_5678_9abc_def0)).unwrap();
+        let mut made = client.go(exclusive(0x1234_5678_9abc_def0));
+        let set = made.ok(op::PUTROOTFH).ok(op::OPEN).take(|r| {
+            (r.fixed::<16>()?, r.u32()?, r.u64()?, r.u64()?, r.u32()?);
+            Bitmap::read(r)
+        });
+        assert_eq!(
+            set,
+            if mode == 3 { Bitmap::of(&[33]) } else { Bitmap::default() },
+            "or clients set what is missing"
+        );
         client.status(exclusive(0x1234_5678_9abc_def0)).unwrap();
         assert_eq!(client.status(exclusive(0x1234_5678_9abc_def1)), Err(Nfs4Error::Exist));
     }

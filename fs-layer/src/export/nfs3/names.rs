@@ -4,7 +4,7 @@ use super::{Body, Done, Fail, Request, attributes, garbage};
 use crate::export::nfs4::status::{Nfs4Error, Status};
 use crate::export::nfs4::xdr::{Reader, Writer};
 use crate::vfs::{
-    Attributes, DirChange, FileKind, Ino, Made, Make, NAME_MAX, NewAttributes, Rename, SYMLINK_MAX, Time, VfsError,
+    Attributes, DirChange, FileKind, Ino, Made, Make, NAME_MAX, NewAttributes, Rename, SYMLINK_MAX, VfsError,
 };
 
 /// Cookies of `.` and `..`; those of the filesystem are above.
@@ -59,7 +59,15 @@ fn write_made(q: &Request<'_>, w: &mut Writer, dir: Ino, file: &Attributes) {
     q.write_changed(w, Some(dir));
 }
 
-fn make(q: &Request<'_>, dir: Ino, name: Status<&[u8]>, what: &Make, with: &NewAttributes) -> Status<Made> {
+/// `exclusive` is the verifier of an exclusive create.
+fn make(
+    q: &Request<'_>,
+    dir: Ino,
+    name: Status<&[u8]>,
+    what: &Make,
+    with: &NewAttributes,
+    exclusive: Option<[u8; 8]>,
+) -> Status<Made> {
     q.writable()?;
     let name = check_new(name?, Nfs4Error::Exist)?;
     if q.again {
@@ -68,7 +76,12 @@ fn make(q: &Request<'_>, dir: Ino, name: Status<&[u8]>, what: &Make, with: &NewA
         let change = q.shared.vfs.getattr(dir)?.change;
         return Ok(Made { attributes, made: true, dir: DirChange { before: change, after: change } });
     }
-    let made = q.noting(|| q.shared.vfs.make(&q.who, dir, name, what, with))?;
+    let vfs = &q.shared.vfs;
+    let make = || vfs.make(&q.who, dir, name, what, with);
+    let made = q.noting(|| match exclusive {
+        Some(verifier) => q.shared.exclusives.make(&**vfs, dir, name, verifier, make),
+        None => make(),
+    })?;
     q.commit()?;
     Ok(made)
 }
@@ -86,13 +99,9 @@ pub fn create(q: &Request<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Done {
         set = attributes::read(r).map_err(garbage)?;
     }
     let dir = handle.map_err(no_dir)?;
-    let mut with = attributes::new(&set, DEFAULT_MODE);
-    if let Some(verifier) = exclusive {
-        let (accessed, modified) = verifier_times(verifier);
-        (with.accessed, with.modified) = (Some(accessed), Some(modified));
-    }
+    let with = attributes::new(&set, DEFAULT_MODE);
     let what = Make::File { exclusive: mode != 0 };
-    let file = match (make(q, dir, name, &what, &with), exclusive) {
+    let file = match (make(q, dir, name, &what, &with, exclusive), exclusive) {
         (Ok(made), _) if made.made || set.size != Some(0) => Ok(made.attributes),
         // What exists is emptied.
         (Ok(made), _) => {
@@ -107,20 +116,12 @@ pub fn create(q: &Request<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Done {
     Ok(())
 }
 
-/// The times that keep an exclusive create's verifier until the client sets them.
-fn verifier_times(verifier: [u8; 8]) -> (Time, Time) {
-    let half = |at: usize| {
-        let word = u32::from_be_bytes([verifier[at], verifier[at + 1], verifier[at + 2], verifier[at + 3]]);
-        Time::from_parts(i64::from(word & 0x7fff_ffff), 0)
-    };
-    (half(0), half(4))
-}
-
 /// The file, if it was made by this very request, whose reply was lost.
 fn same_create(q: &Request<'_>, dir: Ino, name: Status<&[u8]>, verifier: [u8; 8]) -> Status<Attributes> {
-    let file = q.shared.vfs.lookup(&q.who, dir, check_new(name?, Nfs4Error::Exist)?)?;
-    let same = file.kind == FileKind::File && (file.accessed, file.modified) == verifier_times(verifier);
-    if same { Ok(file) } else { Err(Nfs4Error::Exist) }
+    let name = check_new(name?, Nfs4Error::Exist)?;
+    let file = q.shared.vfs.lookup(&q.who, dir, name)?;
+    let same = q.shared.exclusives.is_repeated(dir, name, verifier, file.ino);
+    if same && file.kind == FileKind::File { Ok(file) } else { Err(Nfs4Error::Exist) }
 }
 
 pub fn mkdir(q: &Request<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Done {
@@ -128,7 +129,7 @@ pub fn mkdir(q: &Request<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Done {
     let set = attributes::read(r).map_err(garbage)?;
     let dir = handle.map_err(no_dir)?;
     let with = NewAttributes { size: None, ..attributes::new(&set, 0o700) };
-    let made = make(q, dir, name, &Make::Directory, &with).map_err(of_dir(dir))?;
+    let made = make(q, dir, name, &Make::Directory, &with, None).map_err(of_dir(dir))?;
     write_made(q, w, dir, &made.attributes);
     Ok(())
 }
@@ -142,7 +143,7 @@ pub fn symlink(q: &Request<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Done {
     let made = match target.len() {
         0 => Err(Nfs4Error::Inval),
         len if len > SYMLINK_MAX => Err(Nfs4Error::NameTooLong),
-        _ => make(q, dir, name, &Make::Symlink(target.to_vec()), &with),
+        _ => make(q, dir, name, &Make::Symlink(target.to_vec()), &with, None),
     };
     write_made(q, w, dir, &made.map_err(of_dir(dir))?.attributes);
     Ok(())
@@ -168,7 +169,7 @@ pub fn mknod(q: &Request<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Done {
     };
     let dir = handle.map_err(no_dir)?;
     let with = NewAttributes { size: None, ..attributes::new(&set, DEFAULT_MODE) };
-    let made = make(q, dir, name, &Make::Special { kind, device }, &with).map_err(of_dir(dir))?;
+    let made = make(q, dir, name, &Make::Special { kind, device }, &with, None).map_err(of_dir(dir))?;
     write_made(q, w, dir, &made.attributes);
     Ok(())
 }

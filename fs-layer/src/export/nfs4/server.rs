@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use super::exclusive::Exclusives;
 use super::handle::{HANDLE_BYTES, Handles};
 use super::options::NfsOptions;
 use super::records::Start;
@@ -38,6 +39,8 @@ pub struct Shared {
     pub waiting: Arc<Waiting>,
     /// What servers before this one did for their clients, and may not have got to answer.
     pub noted: HashSet<u64>,
+    /// Which exclusive creates come again.
+    pub exclusives: Exclusives,
     /// Whether the filesystem was told that the grace period is over.
     recovered: AtomicBool,
     table: Mutex<Table>,
@@ -62,10 +65,12 @@ impl Shared {
             options.grace,
         );
         let handles = Handles::new(start.handle_key, fs_id);
-        let noted = vfs.noted().into_iter().collect();
+        let noted: HashSet<u64> = vfs.noted().into_iter().collect();
+        let exclusives = Exclusives::new(noted.clone());
         Ok(Shared {
             vfs,
             noted,
+            exclusives,
             options,
             handles,
             start,

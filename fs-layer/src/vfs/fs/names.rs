@@ -138,7 +138,7 @@ impl Filesystem {
         self.add_entry(&mut tx, &mut parent, name, Target { ino, kind: kind_code(kind) })?;
         parent.edit().touch_contents(time);
         parent.save(&mut tx)?;
-        tx.note(noting::request());
+        tx.note(noting::requests());
         tx.publish()?;
         let dir = DirChange { before, after: parent.change.get() };
         Ok(Made { attributes: inode.attributes(), made: true, dir })
@@ -198,7 +198,7 @@ impl Filesystem {
         body.links = U32::new(links);
         body.touch(time);
         inode.save(&mut tx)?;
-        tx.note(noting::request());
+        tx.note(noting::requests());
         tx.publish()?;
         let dir = DirChange { before, after: parent.change.get() };
         Ok(Linked { attributes: inode.attributes(), dir })
@@ -236,7 +236,7 @@ impl Filesystem {
         }
         parent.save(&mut tx)?;
         let (fate, orphans) = self.drop_name(&mut tx, &mut inode, time)?;
-        tx.note(noting::request());
+        tx.note(noting::requests());
         tx.publish()?;
         let after = parent.change.get();
         drop((orphans, child, guard));

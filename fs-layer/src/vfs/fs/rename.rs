@@ -157,7 +157,7 @@ impl Filesystem {
                 (fate, orphans) = self.drop_name(&mut tx, replaced, time)?;
             }
         }
-        tx.note(noting::request());
+        tx.note(noting::requests());
         tx.publish()?;
         let changes = (
             DirChange { before: unchanged.0.before, after: from_dir.change.get() },

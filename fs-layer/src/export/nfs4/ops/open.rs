@@ -8,7 +8,7 @@ use crate::export::nfs4::state::open::{BOTH, READ, WRITE};
 use crate::export::nfs4::state::stateid::{ANONYMOUS, INVALID, Other, Stateid};
 use crate::export::nfs4::status::{Nfs4Error, Status};
 use crate::export::nfs4::xdr::{Reader, Writer};
-use crate::vfs::{Access, Attributes, DirChange, FileKind, Ino, Make, Part, SetAttributes, Time, VfsError};
+use crate::vfs::{Access, Attributes, DirChange, FileKind, Ino, Make, Part, SetAttributes, VfsError};
 
 const OWNER_MAX: usize = 1024;
 const RESULT_LOCKTYPE_POSIX: u32 = 0x4;
@@ -136,8 +136,7 @@ fn opened_before(c: &mut Compound<'_>, how: Option<How>, r: &mut Reader<'_>, w: 
     let file = made_before(c, dir, name)?;
     Compound::check_regular(&file)?;
     let set = match how {
-        How::Unchecked(settings) | How::Guarded(settings) => settings.named,
-        How::Exclusive(_, settings) => with_times(settings.named),
+        How::Unchecked(settings) | How::Guarded(settings) | How::Exclusive(_, settings) => settings.named,
     };
     c.set_current(Some(file.ino));
     // Starts are numbered from 1, so that this names nothing.
@@ -148,13 +147,6 @@ fn opened_before(c: &mut Compound<'_>, how: Option<How>, r: &mut Reader<'_>, w: 
     // OPEN_DELEGATE_NONE.
     w.u32(0);
     Ok(())
-}
-
-/// Attributes that an exclusive create has set, with the times that hold its verifier.
-fn with_times(mut set: Bitmap) -> Bitmap {
-    set.insert(number::TIME_ACCESS);
-    set.insert(number::TIME_MODIFY);
-    set
 }
 
 /// Holds the file and notes the open.
@@ -189,15 +181,6 @@ fn read_how(r: &mut Reader<'_>, minor: u32) -> Status<How> {
     })
 }
 
-/// The times that keep an exclusive create's verifier, until the client sets them: whole seconds of at most 31 bits, which any filesystem can keep.
-fn verifier_times(verifier: [u8; 8]) -> (Time, Time) {
-    let half = |at: usize| {
-        let word = u32::from_be_bytes([verifier[at], verifier[at + 1], verifier[at + 2], verifier[at + 3]]);
-        Time::from_parts(i64::from(word & 0x7fff_ffff), 0)
-    };
-    (half(0), half(4))
-}
-
 /// The open with creation (RFC 8881 section 18.16.3).
 fn make(c: &Compound<'_>, dir: Ino, name: &[u8], how: How) -> Status<Opened> {
     let vfs = &c.shared.vfs;
@@ -206,16 +189,16 @@ fn make(c: &Compound<'_>, dir: Ino, name: &[u8], how: How) -> Status<Opened> {
         How::Guarded(settings) => (settings, true, None),
         How::Exclusive(verifier, settings) => (settings, true, Some(verifier)),
     };
-    let mut with = new_attributes(&settings, DEFAULT_MODE);
-    let mut set = settings.named;
-    if let Some(verifier) = verifier {
-        let (accessed, modified) = verifier_times(verifier);
-        (with.accessed, with.modified) = (Some(accessed), Some(modified));
-        set = with_times(set);
-    }
+    let with = new_attributes(&settings, DEFAULT_MODE);
+    let set = settings.named;
     let make = || vfs.make(&c.who, dir, name, &Make::File { exclusive }, &with);
-    // To make a file again that may exist does no harm.
-    let error = match if exclusive { c.noting(make) } else { make() } {
+    let made = match verifier {
+        Some(verifier) => c.noting(|| c.shared.exclusives.make(&**vfs, dir, name, verifier, make)),
+        None if exclusive => c.noting(make),
+        // To make a file again that may exist does no harm.
+        None => make(),
+    };
+    let error = match made {
         Ok(made) if made.made => {
             return Ok(Opened { file: made.attributes, made: true, dir: made.dir, set, truncate: false });
         }
@@ -228,7 +211,8 @@ fn make(c: &Compound<'_>, dir: Ino, name: &[u8], how: How) -> Status<Opened> {
     let file = vfs.lookup(&c.who, dir, name)?;
     let change = unchanged(c, dir)?;
     match verifier {
-        Some(verifier) if file.kind == FileKind::File && (file.accessed, file.modified) == verifier_times(verifier) => {
+        Some(verifier) if c.shared.exclusives.is_repeated(dir, name, verifier, file.ino) => {
+            Compound::check_regular(&file)?;
             // Made by this very request, whose reply was lost.
             Ok(Opened { file, made: true, dir: change, set, truncate: false })
         }
