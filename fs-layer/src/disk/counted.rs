@@ -151,6 +151,11 @@ impl Disk for CountedDisk {
         self.counted(self.disk.discard(at, count))
     }
 
+    fn lay_out(&self, at: BlockAddress, count: u64) -> io::Result<()> {
+        about_to_wait();
+        self.counted(self.disk.lay_out(at, count))
+    }
+
     fn can_remap(&self) -> bool {
         self.disk.can_remap()
     }

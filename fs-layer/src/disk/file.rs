@@ -195,12 +195,31 @@ impl Disk for FileDisk {
         }
         Ok(())
     }
+
+    /// Where a sparse file has no block, the filesystem that it is on has to find one, and to make that durable with the data.
+    fn lay_out(&self, at: BlockAddress, count: u64) -> io::Result<()> {
+        if self.file.metadata()?.is_file() { self.write_zeros(at, count) } else { Ok(()) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::file::Page;
+
+    #[test]
+    fn what_is_laid_out_takes_space_and_is_zeros() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let disk = FileDisk::create(&dir.path().join("disk"), 64 << 20).unwrap();
+        disk.lay_out(300, 1000).unwrap();
+        disk.flush().unwrap();
+        let taken = disk.file.metadata().unwrap().blocks() * 512;
+        assert!((1000 * BLOCK_BYTES as u64..1100 * BLOCK_BYTES as u64).contains(&taken), "{taken} bytes");
+        let mut buffer = vec![1; BLOCK_BYTES * 1000];
+        disk.read(300, &mut buffer).unwrap();
+        assert!(buffer.iter().all(|byte| *byte == 0));
+    }
 
     #[test]
     fn parts_are_written_where_they_belong_whatever_their_number() {

@@ -63,6 +63,13 @@ pub trait Disk: Send + Sync {
     /// Discards `count` blocks: they read as zeros and cost nothing from now on.
     fn discard(&self, at: BlockAddress, count: u64) -> io::Result<()>;
 
+    /// Blocks that read as zeros will be written again and again: a disk on which the first time costs more has it now. Durable like a
+    /// write. What the blocks hold becomes zeros.
+    fn lay_out(&self, at: BlockAddress, count: u64) -> io::Result<()> {
+        let _ = (at, count);
+        Ok(())
+    }
+
     /// Whether [`Disk::remap`] works.
     fn can_remap(&self) -> bool {
         false

@@ -88,6 +88,7 @@ pub fn mkfs(disk: &dyn Disk, options: &MkfsOptions) -> Result<(), MkfsError> {
     }
     // What is left of another filesystem must read as zeros: an inode that was never made is a block of zeros.
     disk.discard(0, disk.blocks())?;
+    disk.lay_out(geometry.journal(0), geometry.journal_blocks)?;
 
     let put = |at: BlockAddress, kind: BlockKind, body: &Body| {
         let mut block = [0; BLOCK_BYTES];
