@@ -16,6 +16,7 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::awake::Awake;
 use super::convert::{attributes, errno, kind_of_mode, nothing, set_time, unpack_device};
 use super::locks::{Locks, Waiter};
 use super::readdir::{self, Plus};
@@ -63,7 +64,7 @@ impl FuseTree {
             read_ahead: u32::try_from(options.read_ahead).unwrap_or(u32::MAX),
             lists: false,
             held: Mutex::default(),
-            turns: Turns::new(),
+            turns: Turns::new(if options.keep_awake { Awake::new() } else { Awake::never() }),
         }
     }
 
