@@ -18,7 +18,7 @@ const PROCESSORS_MAX: usize = 8;
 const BURST: u64 = 16;
 const BURST_WITHIN: Duration = Duration::from_micros(2500);
 /// How often it is looked whether there still are at least [`BURST`] requests.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// What is asked for, in microseconds: no delay, and any.
 const NONE: i32 = 0;
 const ANY: i32 = 2_000_000_000;
@@ -49,7 +49,11 @@ struct State {
 impl Awake {
     /// One that does it where that is of use and possible.
     pub(super) fn new() -> Awake {
-        let device = if is_worth_it() { OpenOptions::new().write(true).open("/dev/cpu_dma_latency") } else { return Awake::never() };
+        let device = if is_worth_it() {
+            OpenOptions::new().write(true).open("/dev/cpu_dma_latency")
+        } else {
+            return Awake::never();
+        };
         match device.and_then(Awake::with) {
             Ok(awake) => awake,
             Err(error) => {

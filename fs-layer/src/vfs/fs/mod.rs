@@ -89,7 +89,7 @@ pub struct FilesystemStatus {
 /// See the module.
 pub struct Filesystem {
     geometry: Geometry,
-    journal: Journal,
+    journal: Arc<Journal>,
     allocator: Allocator,
     locks: Box<dyn LockManager>,
     pages: PageCache,
@@ -128,7 +128,7 @@ impl Filesystem {
                 (overlay, replayed)
             }
         };
-        let journal = Journal::open(disk.clone(), geometry, SLOT, &replayed, options.metadata_bytes)?;
+        let journal = Arc::new(Journal::open(disk.clone(), geometry, SLOT, &replayed, options.metadata_bytes)?);
         let filesystem = Arc::new(Filesystem {
             geometry,
             journal,
@@ -187,6 +187,8 @@ impl Filesystem {
         if self.spawn("fs-write", move || run_writer(&weak, &queue)) {
             lock(&self.soon.0).runs = true;
         }
+        let journal = self.journal.clone();
+        self.spawn("fs-discard", move || journal.run_discards());
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> bool {
@@ -206,6 +208,7 @@ impl Filesystem {
         self.stop.1.notify_all();
         lock(&self.soon.0).ended = true;
         self.soon.1.notify_all();
+        self.journal.end_discards();
         for thread in std::mem::take(&mut *lock(&self.background)) {
             if thread.thread().id() != std::thread::current().id() {
                 // It only ever ends by returning.
