@@ -495,8 +495,18 @@ impl Filesystem for FuseTree {
         // What comes from the page cache was appended when it was written there.
         let appended = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let at = if appended { WriteAt::End } else { WriteAt::Offset(offset) };
-        let written = self.tree.write(&who, Ino(ino.0), at, data);
-        answer_write(reply, written.map(|_| data.len() as u64));
+        let mut reply = Some(reply);
+        let written = self.tree.write_accepting(&who, Ino(ino.0), at, data, &mut || {
+            if let Some(reply) = reply.take() {
+                reply.written(data.len() as u32);
+            }
+        });
+        match (reply, written) {
+            (Some(reply), written) => answer_write(reply, written.map(|_| data.len() as u64)),
+            (None, Ok(_)) => {}
+            // The next fsync fails as well.
+            (None, Err(error)) => tracing::error!(ino = ino.0, "what was written is lost: {error}"),
+        }
     }
 
     fn flush(&self, _: &Request, ino: INodeNo, _: FileHandle, owner: LockOwner, reply: ReplyEmpty) {

@@ -21,7 +21,7 @@ mod xattrs;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -95,6 +95,8 @@ pub struct Filesystem {
     pages: PageCache,
     /// Who writes a file back; taken before the file's lock.
     write_backs: LocalLocks,
+    /// Taken shared by writes that were accepted and are not in the page cache yet, alone by who wants all of them there.
+    accepting: RwLock<()>,
     held: Mutex<HashMap<Ino, u64>>,
     file_locks: FileLocks,
     verifier: Mutex<[u8; 8]>,
@@ -136,6 +138,7 @@ impl Filesystem {
             locks: Box::new(LocalLocks::default()),
             pages: PageCache::new(options.page_bytes),
             write_backs: LocalLocks::default(),
+            accepting: RwLock::default(),
             held: Mutex::default(),
             file_locks: FileLocks::default(),
             verifier: Mutex::new(rand::random()),
