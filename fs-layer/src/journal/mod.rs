@@ -211,6 +211,16 @@ impl Journal {
         Ok(self.cache.get(at, kind)?.map(|image| image.body))
     }
 
+    /// Reads inodes ahead of who reads them in order, until [`Journal::end_ahead`]; for a thread of its own.
+    pub fn run_ahead(&self) {
+        self.cache.run_ahead();
+    }
+
+    /// Ends [`Journal::run_ahead`].
+    pub fn end_ahead(&self) {
+        self.cache.end_ahead();
+    }
+
     /// Fails if nothing can be changed any more.
     pub fn check_alive(&self) -> Result<()> {
         match &self.lock().dead {

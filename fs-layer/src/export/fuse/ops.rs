@@ -331,6 +331,11 @@ impl Filesystem for FuseTree {
         answer_entry(reply, keep, result);
     }
 
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {
+        // What the kernel merely knows needs no account; but who read this looks for the next request before it sleeps, as after any.
+        let _turn = self.turns.begin(Work::Quick);
+    }
+
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let _turn = self.turns.begin(Work::Quick);
         answer_attr(reply, self.keep_of(Ino(ino.0)), self.tree.getattr(Ino(ino.0)));

@@ -192,6 +192,8 @@ impl Filesystem {
         }
         let journal = self.journal.clone();
         self.spawn("fs-discard", move || journal.run_discards());
+        let journal = self.journal.clone();
+        self.spawn("fs-ahead", move || journal.run_ahead());
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> bool {
@@ -212,6 +214,7 @@ impl Filesystem {
         lock(&self.soon.0).ended = true;
         self.soon.1.notify_all();
         self.journal.end_discards();
+        self.journal.end_ahead();
         for thread in std::mem::take(&mut *lock(&self.background)) {
             if thread.thread().id() != std::thread::current().id() {
                 // It only ever ends by returning.
