@@ -361,3 +361,27 @@ fn damaged(at: BlockAddress, kind: BlockKind, why: &str) -> VfsError {
     tracing::error!(block = at, ?kind, why, "a metadata block can't be read");
     VfsError::Io(format!("metadata block {at} ({kind:?}) can't be read: {why}; run `fsd check`"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_is_read_ahead_the_longer_it_is_read_in_order() {
+        let mut ahead = Ahead { runs: true, ..Ahead::default() };
+        let mut next = 100 * GROUP;
+        assert!(!ahead.missed(next, u64::MAX));
+        next += GROUP;
+        for groups in [2, 4, 8, 16, 16] {
+            assert!(ahead.missed(next, u64::MAX), "{groups}");
+            assert_eq!(ahead.wanted, next + GROUP..next + (1 + groups) * GROUP);
+            // The reader was faster than the thread.
+            assert!(!ahead.missed(next + 2 * GROUP, u64::MAX));
+            next += (1 + groups) * GROUP;
+        }
+        assert!(!ahead.missed(7 * GROUP, u64::MAX));
+        // The disk ends.
+        assert!(ahead.missed(8 * GROUP, 10 * GROUP));
+        assert_eq!(ahead.wanted, 9 * GROUP..10 * GROUP);
+    }
+}

@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use super::{Journal, Running};
 use crate::disk::BlockAddress;
 
-/// The most blocks that are discarded at a time.
-const PIECE: u64 = 4096;
+/// How many blocks the thread discards at a time: few enough that it takes no longer than [`SLOW`].
+const PIECE_MIN: u64 = 1024;
+const PIECE_MAX: u64 = 1 << 18;
+const SLOW: Duration = Duration::from_millis(4);
 /// Discards that took longer are followed by a pause of the same length.
 const QUICK: Duration = Duration::from_micros(500);
 
@@ -74,14 +76,15 @@ impl Discards {
 }
 
 impl State {
-    /// The next piece to discard, if nobody is at one.
-    fn piece(&mut self) -> Option<(BlockAddress, u64)> {
-        let (at, count) = self.queue.front_mut()?.ranges.pop_front()?;
-        if count > PIECE {
-            self.queue.front_mut()?.ranges.push_front((at + PIECE, count - PIECE));
+    /// What to discard next, at most so many blocks. Nobody else is at it.
+    fn piece(&mut self, most: u64) -> Option<(BlockAddress, u64)> {
+        let ranges = &mut self.queue.front_mut()?.ranges;
+        let (at, count) = ranges.pop_front()?;
+        if count > most {
+            ranges.push_front((at + most, count - most));
         }
         self.busy = true;
-        Some((at, count.min(PIECE)))
+        Some((at, count.min(most)))
     }
 }
 
@@ -94,7 +97,7 @@ impl Journal {
                 state = self.discards.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let Some(piece) = state.piece() else { return Ok(()) };
+            let Some(piece) = state.piece(u64::MAX) else { return Ok(()) };
             drop(state);
             self.discard_piece(piece)?;
             state = self.discards.lock();
@@ -119,20 +122,29 @@ impl Journal {
 
     /// Discards what transactions free, until [`Journal::end_discards`]; for a thread of its own.
     pub fn run_discards(&self) {
+        let mut most = PIECE_MIN;
         let mut state = self.discards.lock();
         state.apart = !state.ended;
-        while state.apart && !state.ended {
-            let piece = if state.busy { None } else { state.piece() };
+        while !state.ended {
+            let piece = if state.busy { None } else { state.piece(most) };
             let Some(piece) = piece else {
                 state = self.discards.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             drop(state);
             let begin = Instant::now();
-            if let Err(e) = self.discard_piece(piece) {
-                self.kill(format!("blocks could not be discarded: {e}"));
-            }
+            let result = self.discard_piece(piece);
             let took = begin.elapsed();
+            if let Err(e) = result {
+                self.kill(format!("blocks could not be discarded: {e}"));
+                state = self.discards.lock();
+                break;
+            }
+            most = match took {
+                took if took > SLOW => (most / 2).max(PIECE_MIN),
+                took if took < QUICK => (most * 2).min(PIECE_MAX),
+                _ => most,
+            };
             state = self.discards.lock();
             if took > QUICK && !state.ended {
                 // Whoever adds something ends the pause early, which does no harm.
@@ -149,5 +161,31 @@ impl Journal {
         state.apart = false;
         drop(state);
         self.discards.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_taken_in_pieces_and_in_order() {
+        let freed = |sequence, ranges: &[(u64, u64)]| Freed {
+            sequence,
+            ranges: ranges.iter().copied().collect(),
+            blocks: Vec::new(),
+        };
+        let mut state = State::default();
+        assert_eq!(state.piece(5), None);
+        state.queue.push_back(freed(1, &[(10, 7), (30, 2)]));
+        state.queue.push_back(freed(2, &[(50, 1)]));
+        assert_eq!(state.piece(5), Some((10, 5)));
+        assert!(state.busy);
+        assert_eq!(state.piece(5), Some((15, 2)));
+        assert_eq!(state.piece(u64::MAX), Some((30, 2)));
+        // The first transaction is done before the next is begun.
+        assert_eq!(state.piece(5), None);
+        state.queue.pop_front();
+        assert_eq!(state.piece(5), Some((50, 1)));
     }
 }
