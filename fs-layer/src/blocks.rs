@@ -60,6 +60,12 @@ pub trait ReadBlocks {
     fn read(&self, at: BlockAddress, kind: BlockKind) -> Result<Arc<Body>>;
 }
 
+impl<T: ReadBlocks + ?Sized> ReadBlocks for Arc<T> {
+    fn read(&self, at: BlockAddress, kind: BlockKind) -> Result<Arc<Body>> {
+        (**self).read(at, kind)
+    }
+}
+
 /// Changes metadata blocks within one transaction.
 pub trait WriteBlocks: ReadBlocks {
     /// The body of the block at `at`, to be changed.

@@ -183,3 +183,38 @@ fn a_file_is_a_disk_for_one_and_is_only_read_while_its_journal_is_full() {
     open(&disk).close().expect("close");
     look(Filesystem::open(disk, &read).expect("the journal is empty"));
 }
+
+#[test]
+fn a_sync_waits_for_writes_that_were_accepted() {
+    let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(1 << 20));
+    mkfs(&*disk, &MkfsOptions { journal_blocks: 1024, ..MkfsOptions::default() }).expect("mkfs");
+    let fs = open(&disk);
+    let with = NewAttributes { mode: 0o600, ..NewAttributes::default() };
+    let ino = fs.make(&who(), ROOT, b"file", &Make::File { exclusive: true }, &with).expect("make").attributes.ino;
+    let data = vec![7; 256 << 10];
+    for round in 0..6 {
+        let (accepted, syncs) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let (fs, data) = (&fs, &data);
+            scope.spawn(move || {
+                let at = WriteAt::Offset(round * data.len() as u64);
+                let mut word = || {
+                    accepted.send(()).expect("somebody syncs");
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                };
+                fs.write_accepting(&who(), ino, at, data, &mut word).expect("write");
+            });
+            syncs.recv().expect("whole blocks are accepted before they are copied");
+            if round % 2 == 0 { fs.fsync(ino, false) } else { fs.sync() }.expect("sync");
+            assert_eq!(fs.status().dirty_pages, 0);
+            assert_eq!(fs.getattr(ino).expect("getattr").size, (round + 1) * data.len() as u64);
+        });
+    }
+    // Nothing of it is only in memory.
+    drop(fs);
+    let fs = open(&disk);
+    let size = 6 * data.len() as u64;
+    assert_eq!(fs.getattr(ino).expect("getattr").size, size);
+    let read = fs.read(ino, 0, size as u32).expect("read").data;
+    assert!(read.len() as u64 == size && read.iter().all(|byte| *byte == 7));
+}

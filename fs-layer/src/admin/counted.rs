@@ -199,6 +199,18 @@ impl Vfs for CountedTree {
         self.count(&self.counters.writes, self.tree.write(who, ino, at, data))
     }
 
+    fn write_accepting(
+        &self,
+        who: &Credentials,
+        ino: Ino,
+        at: WriteAt,
+        data: &[u8],
+        accepted: &mut dyn FnMut(),
+    ) -> Result<Written> {
+        self.counters.write_bytes.fetch_add(data.len() as u64, Relaxed);
+        self.count(&self.counters.writes, self.tree.write_accepting(who, ino, at, data, accepted))
+    }
+
     fn fsync(&self, ino: Ino, data_only: bool) -> Result<()> {
         self.count(&self.counters.syncs, self.tree.fsync(ino, data_only))
     }

@@ -64,6 +64,10 @@ struct MountSettings {
     /// How far the kernel reads ahead
     #[arg(long, value_name = "SIZE", default_value = "4MiB", help_heading = "The mount")]
     read_ahead: ByteSize,
+
+    /// Let idle processors sleep between requests, also in small virtual machines, where waking them is slow
+    #[arg(long, help_heading = "The mount")]
+    let_sleep: bool,
 }
 
 pub(super) fn run(args: MountArgs, matches: &ArgMatches) -> anyhow::Result<()> {
@@ -89,6 +93,7 @@ pub(super) fn run(args: MountArgs, matches: &ArgMatches) -> anyhow::Result<()> {
         dev: !settings.no_dev,
         threads: settings.threads.into(),
         read_ahead: settings.read_ahead.0,
+        keep_awake: !settings.let_sleep,
     };
     let mounted = fuse::mount(opened.tree(), &directory, &options)?;
     let stopper = mounted.stopper();

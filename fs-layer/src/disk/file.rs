@@ -18,7 +18,7 @@ const DISCARD_BYTES_MAX: u64 = 1 << 40;
 
 /// From so many bytes on, going past the page cache of the host is worth waiting for the disk.
 const DIRECT_BYTES_MIN: usize = 128 << 10;
-/// The most parts that one pwritev(2) takes.
+/// The most pieces that one pwritev(2) takes.
 const PARTS_MAX: usize = 1024;
 
 /// See the module.
@@ -55,18 +55,22 @@ impl FileDisk {
     /// Writes parts that follow each other.
     fn write_run(&self, at: BlockAddress, parts: &[&[u8]]) -> io::Result<()> {
         let mut offset = byte(at)?;
-        for parts in parts.chunks(PARTS_MAX) {
-            let bytes: usize = parts.iter().map(|part| part.len()).sum();
-            let aligned = parts.iter().all(|part| is_aligned(part.as_ptr()));
+        let mut rest = parts;
+        while !rest.is_empty() {
+            let (count, pieces) = pieces(rest);
+            let (now, later) = rest.split_at(count);
+            let bytes: usize = now.iter().map(|part| part.len()).sum();
+            let aligned = now.iter().all(|part| is_aligned(part.as_ptr()));
             let direct = self.direct(bytes).filter(|_| aligned);
             // What is left, or all of it where the file takes no such request, goes the other way.
-            let done = match direct.map(|file| write_vectored_at(file, parts, offset)) {
+            let done = match direct.map(|file| write_vectored_at(file, &pieces, offset)) {
                 Some(Err(error)) if !is_refusal(&error) => return Err(error),
                 Some(Ok(done)) => done,
                 _ => 0,
             };
-            self.write_rest(parts, offset, done)?;
+            self.write_rest(now, offset, done)?;
             offset += bytes as u64;
+            rest = later;
         }
         Ok(())
     }
@@ -127,14 +131,24 @@ fn is_refusal(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
-/// Returns how many bytes were written.
-fn write_vectored_at(file: &File, parts: &[&[u8]], offset: u64) -> io::Result<usize> {
-    let parts: Vec<libc::iovec> = parts
-        .iter()
-        .map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() })
-        .collect();
+/// How many of these parts one pwritev(2) takes, and what it is given: parts that follow each other in memory are one piece.
+fn pieces(parts: &[&[u8]]) -> (usize, Vec<libc::iovec>) {
+    let mut pieces: Vec<libc::iovec> = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let count = pieces.len();
+        match pieces.last_mut() {
+            Some(last) if last.iov_base.addr() + last.iov_len == part.as_ptr().addr() => last.iov_len += part.len(),
+            _ if count == PARTS_MAX => return (index, pieces),
+            _ => pieces.push(libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() }),
+        }
+    }
+    (parts.len(), pieces)
+}
+
+/// Returns how many bytes were written. The pieces are of slices that the caller holds.
+fn write_vectored_at(file: &File, parts: &[libc::iovec], offset: u64) -> io::Result<usize> {
     loop {
-        // SAFETY: the vectors point to slices that outlive the call, which only reads them.
+        // SAFETY: the vectors point to slices that outlive the call, which only reads them; the kernel reads a piece of several as one.
         let done = unsafe { libc::pwritev(file.as_raw_fd(), parts.as_ptr(), parts.len() as i32, offset as i64) };
         if let Ok(done) = usize::try_from(done) {
             return Ok(done);
@@ -225,9 +239,12 @@ mod tests {
     fn parts_are_written_where_they_belong_whatever_their_number() {
         let dir = tempfile::tempdir().unwrap();
         let disk = FileDisk::create(&dir.path().join("disk"), 64 << 20).unwrap();
-        for count in [1, 3, 32, PARTS_MAX as u64 + 5] {
-            let pages: Vec<Page> = (0..count).map(|n| Page::of(&[(n % 251) as u8 + 1; BLOCK_BYTES])).collect();
-            let parts: Vec<&[u8]> = pages.iter().map(|page| &page[..]).collect();
+        // With every second page, hardly any follow each other in memory.
+        for (count, step) in [(1, 1), (3, 1), (32, 1), (PARTS_MAX as u64 + 5, 1), (PARTS_MAX as u64 + 5, 2)] {
+            let step_by = step as usize;
+            let pages: Vec<Page> =
+                (0..count * step).map(|n| Page::of(&[(n / step % 251) as u8 + 1; BLOCK_BYTES])).collect();
+            let parts: Vec<&[u8]> = pages.iter().step_by(step_by).map(|page| &page[..]).collect();
             disk.write_parts(&[(7, parts), (5000, vec![&pages[0][..]])]).unwrap();
             let mut buffer = vec![0; BLOCK_BYTES * count as usize];
             disk.read(7, &mut buffer).unwrap();

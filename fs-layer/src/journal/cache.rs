@@ -4,12 +4,14 @@
 //! time. Readers hold the lock of the inode that a block belongs to, so that nobody publishes a block while another reads it from the disk.
 //!
 //! Who reads blocks that are near each other gets their neighbours along, in one request. Nobody holds the locks of those: they are entered only if
-//! they were not here, and nothing that could have been theirs was published, brought home or freed since before they were read.
+//! they were not here, and nothing that could have been theirs was published, brought home or freed since before they were read. Where inodes are
+//! read group after group, a thread reads the next ones ahead ([`BlockCache::run_ahead`]), the same way.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use blockd::buf::AlignedBuf;
 
@@ -50,6 +52,9 @@ const NEAR: u64 = 4096;
 /// How many blocks are read at once where that seems worth it: so few that a disk which reads ahead by itself, as a file does, is not waited for.
 const GROUP: u64 = 16;
 
+/// The most groups that are read ahead.
+const AHEAD_MAX: u64 = 16;
+
 struct Entry {
     /// `None`: freed, and to be discarded.
     image: Option<Image>,
@@ -75,6 +80,40 @@ pub struct BlockCache {
     shard_max: usize,
     inodes: Nearby,
     directories: Nearby,
+    ahead: Mutex<Ahead>,
+    ahead_changed: Condvar,
+}
+
+/// Inodes to be read ahead.
+#[derive(Default)]
+struct Ahead {
+    /// Where the next miss is if the reader goes on in order.
+    expected: BlockAddress,
+    /// How many groups were asked for ahead of that.
+    groups: u64,
+    wanted: Range<BlockAddress>,
+    /// Whether a thread reads them.
+    runs: bool,
+    ended: bool,
+}
+
+impl Ahead {
+    /// A group was not here. Returns whether something is to be read ahead.
+    fn missed(&mut self, first: BlockAddress, blocks: u64) -> bool {
+        let asked = self.groups * GROUP;
+        if first < self.expected && first + asked >= self.expected {
+            // It is on its way.
+            return false;
+        }
+        self.groups = if first == self.expected { (self.groups * 2).clamp(2, AHEAD_MAX) } else { 0 };
+        let from = first + GROUP;
+        self.expected = from + self.groups * GROUP;
+        if self.groups == 0 || !self.runs {
+            return false;
+        }
+        self.wanted = from.min(blocks)..self.expected.min(blocks);
+        true
+    }
 }
 
 /// Where blocks of a kind were read last.
@@ -101,7 +140,16 @@ impl BlockCache {
     pub fn new(disk: Arc<dyn Disk>, filesystem: [u8; 8], bytes: usize) -> BlockCache {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let shard_max = (bytes / BLOCK_BYTES / SHARDS).max(8);
-        BlockCache { disk, filesystem, shards, shard_max, inodes: Nearby::default(), directories: Nearby::default() }
+        BlockCache {
+            disk,
+            filesystem,
+            shards,
+            shard_max,
+            inodes: Nearby::default(),
+            directories: Nearby::default(),
+            ahead: Mutex::default(),
+            ahead_changed: Condvar::new(),
+        }
     }
 
     /// The body of a block that must be there.
@@ -128,7 +176,12 @@ impl BlockCache {
         };
         match nearby.group(at, self.disk.blocks()) {
             (_, 1) => self.load(at, kind),
-            (first, count) => self.load_group(at, kind, first, count),
+            (first, count) => {
+                if kind == BlockKind::Inode && self.lock_ahead().missed(first, self.disk.blocks()) {
+                    self.ahead_changed.notify_one();
+                }
+                self.load_group(at, kind, first, count)
+            }
         }
     }
 
@@ -141,14 +194,27 @@ impl BlockCache {
 
     /// The same, with its neighbours as far as they are of the same kind.
     fn load_group(&self, at: BlockAddress, kind: BlockKind, first: BlockAddress, count: u64) -> Result<Option<Image>> {
-        let before: Vec<u64> = (0..SHARDS).map(|index| self.shard_at(index).changes).collect();
-        let mut blocks = AlignedBuf::for_overwrite(count as usize * BLOCK_BYTES);
-        if self.disk.read(first, &mut blocks).is_err() {
+        let Some(blocks) = self.load_neighbours(Some(at), kind, first, count) else {
             // It may be a neighbour's fault.
             return self.load(at, kind);
-        }
+        };
+        let block = blocks[(at - first) as usize * BLOCK_BYTES..].first_chunk().expect("the group holds the block");
+        self.enter(at, kind, block)
+    }
+
+    /// Reads blocks, and enters those of this kind but for `at`, of which no locks are held.
+    fn load_neighbours(
+        &self,
+        at: Option<BlockAddress>,
+        kind: BlockKind,
+        first: BlockAddress,
+        count: u64,
+    ) -> Option<AlignedBuf> {
+        let before: Vec<u64> = (0..SHARDS).map(|index| self.shard_at(index).changes).collect();
+        let mut blocks = AlignedBuf::for_overwrite(count as usize * BLOCK_BYTES);
+        self.disk.read(first, &mut blocks).ok()?;
         for (neighbour, block) in (first..).zip(blocks.as_chunks::<BLOCK_BYTES>().0) {
-            if neighbour == at || self.shard(neighbour).entries.contains_key(&neighbour) {
+            if Some(neighbour) == at || self.shard(neighbour).entries.contains_key(&neighbour) {
                 continue;
             }
             // What is damaged says so when somebody asks for it.
@@ -163,8 +229,37 @@ impl BlockCache {
                 shard.shrink(self.shard_max);
             }
         }
-        let block = blocks[(at - first) as usize * BLOCK_BYTES..].first_chunk().expect("the group holds the block");
-        self.enter(at, kind, block)
+        Some(blocks)
+    }
+
+    /// Reads inodes ahead of who reads them in order, until [`BlockCache::end_ahead`]; for a thread of its own.
+    pub(super) fn run_ahead(&self) {
+        let mut ahead = self.lock_ahead();
+        ahead.runs = true;
+        while !ahead.ended {
+            let first = ahead.wanted.start;
+            let count = (ahead.wanted.end.saturating_sub(first)).min(GROUP);
+            if count == 0 {
+                ahead = self.ahead_changed.wait(ahead).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            ahead.wanted.start += count;
+            drop(ahead);
+            // What can't be read says so when somebody asks for it.
+            let _ = self.load_neighbours(None, BlockKind::Inode, first, count);
+            ahead = self.lock_ahead();
+        }
+        ahead.runs = false;
+    }
+
+    /// Ends [`BlockCache::run_ahead`].
+    pub(super) fn end_ahead(&self) {
+        self.lock_ahead().ended = true;
+        self.ahead_changed.notify_all();
+    }
+
+    fn lock_ahead(&self) -> MutexGuard<'_, Ahead> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A block that was read from the disk under the lock of what it belongs to.
@@ -265,4 +360,28 @@ impl Shard {
 fn damaged(at: BlockAddress, kind: BlockKind, why: &str) -> VfsError {
     tracing::error!(block = at, ?kind, why, "a metadata block can't be read");
     VfsError::Io(format!("metadata block {at} ({kind:?}) can't be read: {why}; run `fsd check`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_is_read_ahead_the_longer_it_is_read_in_order() {
+        let mut ahead = Ahead { runs: true, ..Ahead::default() };
+        let mut next = 100 * GROUP;
+        assert!(!ahead.missed(next, u64::MAX));
+        next += GROUP;
+        for groups in [2, 4, 8, 16, 16] {
+            assert!(ahead.missed(next, u64::MAX), "{groups}");
+            assert_eq!(ahead.wanted, next + GROUP..next + (1 + groups) * GROUP);
+            // The reader was faster than the thread.
+            assert!(!ahead.missed(next + 2 * GROUP, u64::MAX));
+            next += (1 + groups) * GROUP;
+        }
+        assert!(!ahead.missed(7 * GROUP, u64::MAX));
+        // The disk ends.
+        assert!(ahead.missed(8 * GROUP, 10 * GROUP));
+        assert_eq!(ahead.wanted, 9 * GROUP..10 * GROUP);
+    }
 }

@@ -9,7 +9,7 @@ use super::{Image, Journal, Log, Logged, Running, Tail, dead};
 use crate::blocks::BlockKind;
 use crate::disk::{BLOCK_BYTES, BlockAddress};
 use crate::layout::seal;
-use crate::vfs::Result;
+use crate::vfs::{Result, VfsError};
 
 /// The most blocks whose newest image is in the journal only; they stay in memory.
 const LOGGED_MAX: usize = 32768;
@@ -67,13 +67,14 @@ impl Journal {
                     return Err(dead(why));
                 }
                 let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-                let empty = log.logged.is_empty() && log.discarded.is_none() && log.tail.position == log.head;
+                let empty = log.logged.is_empty() && log.discarded.is_empty() && log.tail.position == log.head;
                 if empty && state.running.is_empty() {
                     return Ok(());
                 }
                 state.leader = true;
             }
-            let done = self.step(true);
+            let discarded = self.discard_all().map_err(|e| self.killed(&e));
+            let done = discarded.and_then(|()| self.step(true));
             self.lock().leader = false;
             self.wake.notify_all();
             done?;
@@ -119,12 +120,14 @@ impl Journal {
         };
         match self.step_with(log, &running, sequence, all) {
             Ok(()) => Ok(()),
-            Err(e) => {
-                let why = format!("the journal could not be written: {e}");
-                self.kill(why.clone());
-                Err(dead(&why))
-            }
+            Err(e) => Err(self.killed(&e)),
         }
+    }
+
+    fn killed(&self, error: &std::io::Error) -> VfsError {
+        let why = format!("the journal could not be written: {error}");
+        self.kill(why.clone());
+        dead(&why)
     }
 
     fn step_with(&self, log: &mut Log, running: &Running, sequence: u64, all: bool) -> std::io::Result<()> {
@@ -140,6 +143,7 @@ impl Journal {
                         "a transaction of {blocks} blocks does not fit into it"
                     )));
                 }
+                self.discard_all()?;
                 self.flush_step(log, Encoded::default(), None, true)?;
                 // What differences start from may be home now.
                 record = self.encode(log, running, sequence);
@@ -169,6 +173,7 @@ impl Journal {
         if let Some((at, block)) = &header {
             runs.push((*at, &block[..]));
         }
+        let discarded = self.discards.take_done();
         self.disk.write_all(&runs)?;
         let flush = {
             let mut state = self.lock();
@@ -183,7 +188,9 @@ impl Journal {
             log.by_age.remove(&(logged.first, at));
             self.cache.unpin(at, version);
         }
-        log.discarded = None;
+        for sequence in discarded {
+            log.discarded.remove(&sequence);
+        }
         if let Some(tail) = tail {
             log.header_version += 1;
             log.tail = tail;
@@ -193,16 +200,10 @@ impl Journal {
         }
         if let Some((running, sequence)) = transaction {
             self.note(log, running, sequence, &record);
-            if !running.freed.is_empty() {
-                for (at, count) in merged(&running.freed) {
-                    // A discard that is lost costs space, nothing else; the disk must go on taking writes, though.
-                    self.disk.discard(at, count)?;
-                }
-                log.discarded = Some(sequence);
-            }
-            for (at, image) in &running.blocks {
-                if image.is_none() {
-                    self.cache.forget(*at);
+            if self.discards.add(running, sequence, merged(&running.freed)) {
+                log.discarded.insert(sequence);
+                if !self.discards.are_apart() {
+                    self.discard_all()?;
                 }
             }
         }
@@ -306,7 +307,8 @@ impl Journal {
 
     /// Where the tail may be now, if it is worth saying.
     fn choose_tail(&self, log: &Log, all: bool) -> Option<Tail> {
-        let needed = log.by_age.first().map(|(first, _)| *first).into_iter().chain(log.discarded).min();
+        let needed =
+            log.by_age.first().map(|(first, _)| *first).into_iter().chain(log.discarded.first().copied()).min();
         let tail = match needed {
             // All of a record's blocks are home: go on behind it.
             Some(needed) => *log.records.iter().find(|record| record.sequence >= needed)?,

@@ -9,7 +9,7 @@
 //! 2. These writes are started, none ordered before another: its *record* at the head of the journal; *home* some blocks whose images
 //!    earlier records hold, that is records that a flush has covered; the journal's header with a tail that the flush before has made true.
 //! 3. One flush. Now the transaction is durable, and with it all data that was written before the step began.
-//! 4. What the transaction freed is discarded. The next flush makes that durable.
+//! 4. What the transaction freed is discarded, at once or by a thread ([`discard`]). The next flush makes that durable.
 //! 5. The tail may move over a record when all its blocks are home, all it freed is discarded, and a flush came after both. The new tail
 //!    is written to the header in the next step, and the space before it is used again after that step's flush.
 //!
@@ -24,6 +24,7 @@
 
 mod cache;
 mod commit;
+mod discard;
 mod header;
 mod record;
 mod replay;
@@ -111,8 +112,8 @@ struct Log {
     records: VecDeque<Tail>,
     logged: BTreeMap<BlockAddress, Logged>,
     by_age: BTreeSet<(u64, BlockAddress)>,
-    /// Discarded after the last flush, by the record of this number.
-    discarded: Option<u64>,
+    /// The records of which not all that they freed was discarded when the last flush began.
+    discarded: BTreeSet<u64>,
 }
 
 /// A place between records: the position and the number of the record there.
@@ -133,6 +134,7 @@ pub struct Journal {
     state: Mutex<State>,
     wake: Condvar,
     log: Mutex<Log>,
+    discards: discard::Discards,
 }
 
 impl Journal {
@@ -178,8 +180,9 @@ impl Journal {
                 records: VecDeque::new(),
                 logged: BTreeMap::new(),
                 by_age: BTreeSet::new(),
-                discarded: None,
+                discarded: BTreeSet::new(),
             }),
+            discards: discard::Discards::default(),
         })
     }
 
@@ -206,6 +209,16 @@ impl Journal {
     /// The body of a block, or `None` if it was never written or is freed.
     pub fn find(&self, at: BlockAddress, kind: BlockKind) -> Result<Option<Arc<Body>>> {
         Ok(self.cache.get(at, kind)?.map(|image| image.body))
+    }
+
+    /// Reads inodes ahead of who reads them in order, until [`Journal::end_ahead`]; for a thread of its own.
+    pub fn run_ahead(&self) {
+        self.cache.run_ahead();
+    }
+
+    /// Ends [`Journal::run_ahead`].
+    pub fn end_ahead(&self) {
+        self.cache.end_ahead();
     }
 
     /// Fails if nothing can be changed any more.

@@ -393,6 +393,20 @@ impl<L: Vfs> Vfs for SnapshotTree<L> {
         if is_live(ino) { self.live.write(who, ino, at, data) } else { Err(VfsError::ReadOnly) }
     }
 
+    fn write_accepting(
+        &self,
+        who: &Credentials,
+        ino: Ino,
+        at: WriteAt,
+        data: &[u8],
+        accepted: &mut dyn FnMut(),
+    ) -> Result<Written> {
+        if !is_live(ino) {
+            return Err(VfsError::ReadOnly);
+        }
+        self.live.write_accepting(who, ino, at, data, accepted)
+    }
+
     fn fsync(&self, ino: Ino, data_only: bool) -> Result<()> {
         if is_live(ino) { self.live.fsync(ino, data_only) } else { Ok(()) }
     }

@@ -16,8 +16,9 @@
 //! **Locks.** With [`Sharing::Alone`] all locks are the kernel's: nobody else could be in their way. With [`Sharing::Shared`] fcntl locks are the tree's
 //! ([`locks`]); flock stays with the kernel: `fuser` does not hand on which of the two a request is for, and the two must not meet.
 //!
-//! **Who reads requests.** One thread at a time: [`turns`].
+//! **Who reads requests.** One thread at a time: [`turns`]. What waits for answers is woken quickly: [`awake`].
 
+mod awake;
 mod convert;
 mod locks;
 mod mount;
@@ -73,6 +74,8 @@ pub struct FuseOptions {
     pub threads: usize,
     /// How far ahead the kernel reads, in bytes.
     pub read_ahead: u64,
+    /// Keep idle processors awake while requests follow each other, where waking them takes long.
+    pub keep_awake: bool,
 }
 
 impl Default for FuseOptions {
@@ -86,6 +89,7 @@ impl Default for FuseOptions {
             dev: true,
             threads: 16,
             read_ahead: 4 << 20,
+            keep_awake: true,
         }
     }
 }

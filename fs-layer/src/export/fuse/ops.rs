@@ -16,6 +16,7 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::awake::Awake;
 use super::convert::{attributes, errno, kind_of_mode, nothing, set_time, unpack_device};
 use super::locks::{Locks, Waiter};
 use super::readdir::{self, Plus};
@@ -63,7 +64,7 @@ impl FuseTree {
             read_ahead: u32::try_from(options.read_ahead).unwrap_or(u32::MAX),
             lists: false,
             held: Mutex::default(),
-            turns: Turns::new(),
+            turns: Turns::new(if options.keep_awake { Awake::new() } else { Awake::never() }),
         }
     }
 
@@ -330,6 +331,11 @@ impl Filesystem for FuseTree {
         answer_entry(reply, keep, result);
     }
 
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {
+        // What the kernel merely knows needs no account; but who read this looks for the next request before it sleeps, as after any.
+        let _turn = self.turns.begin(Work::Quick);
+    }
+
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let _turn = self.turns.begin(Work::Quick);
         answer_attr(reply, self.keep_of(Ino(ino.0)), self.tree.getattr(Ino(ino.0)));
@@ -494,8 +500,18 @@ impl Filesystem for FuseTree {
         // What comes from the page cache was appended when it was written there.
         let appended = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let at = if appended { WriteAt::End } else { WriteAt::Offset(offset) };
-        let written = self.tree.write(&who, Ino(ino.0), at, data);
-        answer_write(reply, written.map(|_| data.len() as u64));
+        let mut reply = Some(reply);
+        let written = self.tree.write_accepting(&who, Ino(ino.0), at, data, &mut || {
+            if let Some(reply) = reply.take() {
+                reply.written(data.len() as u32);
+            }
+        });
+        match (reply, written) {
+            (Some(reply), written) => answer_write(reply, written.map(|_| data.len() as u64)),
+            (None, Ok(_)) => {}
+            // The next fsync fails as well.
+            (None, Err(error)) => tracing::error!(ino = ino.0, "what was written is lost: {error}"),
+        }
     }
 
     fn flush(&self, _: &Request, ino: INodeNo, _: FileHandle, owner: LockOwner, reply: ReplyEmpty) {

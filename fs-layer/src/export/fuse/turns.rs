@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::awake::Awake;
 use crate::waiting;
 
 /// How long the reader looks for the next request before it sleeps: about what being woken costs.
@@ -96,6 +97,7 @@ pub(super) struct Turns {
     pause: AtomicU32,
     /// Whether looking can help: on a single processor it only keeps the client from its next request.
     looks: bool,
+    awake: Awake,
 }
 
 /// A request that is worked on; dropped after the answer was sent.
@@ -125,7 +127,7 @@ thread_local! {
 
 impl Turns {
     /// Nobody reads yet.
-    pub(super) fn new() -> Arc<Turns> {
+    pub(super) fn new(awake: Awake) -> Arc<Turns> {
         let several = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
         Arc::new(Turns {
             state: Mutex::default(),
@@ -135,6 +137,7 @@ impl Turns {
             unlooked: AtomicU32::new(0),
             pause: AtomicU32::new(0),
             looks: several,
+            awake,
         })
     }
 
@@ -146,6 +149,7 @@ impl Turns {
 
     /// A request was read.
     pub(super) fn begin(self: &Arc<Turns>, work: Work) -> Turn<'_> {
+        self.awake.request();
         OF_THREAD.with_borrow_mut(|of| {
             if of.ending.is_none() {
                 of.ending = Some(Ending(self.clone()));
@@ -240,6 +244,7 @@ impl Turns {
         let _state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.ended.store(true, Ordering::Relaxed);
         self.turn.notify_all();
+        self.awake.end();
     }
 }
 
@@ -266,7 +271,7 @@ mod tests {
 
     fn serve(threads: usize) -> Served {
         let (reader, writer) = pipe().unwrap();
-        let turns = Turns::new();
+        let turns = Turns::new(Awake::never());
         turns.set_device(reader.as_fd()).unwrap();
         let (answer, answers) = mpsc::channel();
         let (go_on, wait) = mpsc::channel();

@@ -182,7 +182,7 @@ impl Filesystem {
                     // It was cut meanwhile.
                     return Ok(done);
                 }
-                self.do_write(who, to.0, WriteAt::Offset(to.1 + done), &read.data)?;
+                self.do_write(who, to.0, WriteAt::Offset(to.1 + done), &read.data, &mut || ())?;
                 done += read.data.len() as u64;
             }
         }

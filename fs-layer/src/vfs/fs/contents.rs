@@ -1,5 +1,7 @@
 //! Reading and writing files.
 
+use std::sync::PoisonError;
+
 use blockd::buf::AlignedBuf;
 use bytes::{Bytes, BytesMut};
 use zerocopy::little_endian::{U16, U32};
@@ -20,6 +22,8 @@ use crate::vfs::{
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Who writes so many bytes goes on while they are copied.
+const ACCEPTED: usize = 64 << 10;
 /// Reads of so many bytes are large.
 const LARGE: u64 = 128 << 10;
 
@@ -164,15 +168,12 @@ impl Filesystem {
         Ok(page)
     }
 
-    /// Writes to the page cache or the inode, not to its attributes. The lock is held; the inode is saved by the caller. Returns whether what is in
+    /// Writes to the page cache or the inode, not to its attributes. The lock is held, and [`Filesystem::before_growth`] was called if it grows; the inode is saved by the caller. Returns whether what is in
     /// the page cache should be written back.
     fn put_bytes(&self, inode: &mut Inode, offset: u64, data: &[u8]) -> Result<bool> {
         let mut worth = false;
         let end = offset + data.len() as u64;
         let size = inode.size.get();
-        if end > size {
-            self.before_growth(inode)?;
-        }
         let inline = inode.content_kind() == Some(Content::Inline);
         if inline && Self::fits_inline(end.max(size)) && !self.pages.is_dirty(inode.ino, 0) {
             let body = inode.edit();
@@ -205,7 +206,15 @@ impl Filesystem {
         Ok(worth)
     }
 
-    pub(super) fn do_write(&self, who: &Credentials, ino: Ino, at: WriteAt, data: &[u8]) -> Result<Written> {
+    /// Of whole blocks, and so many that copying them takes a while, `accepted` is called before that.
+    pub(super) fn do_write(
+        &self,
+        who: &Credentials,
+        ino: Ino,
+        at: WriteAt,
+        data: &[u8],
+        accepted: &mut dyn FnMut(),
+    ) -> Result<Written> {
         self.begin()?;
         let guard = self.exclusive(ino)?;
         let mut inode = self.load_file(ino)?;
@@ -219,12 +228,22 @@ impl Filesystem {
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
         let end = end.ok_or(VfsError::TooLarge)?;
         self.check_space(blocks(end - offset) + 1, 0)?;
-        let worth = self.put_bytes(&mut inode, offset, data)?;
+        if end > inode.size.get() {
+            self.before_growth(&mut inode)?;
+        }
         let mut tx = self.tx();
         self.touch_written(who, &mut tx, &mut inode)?;
+        // From here on whole blocks need no more than memory. Who made too much dirty waits below until less is.
+        let early = data.len() >= ACCEPTED && (offset | end).is_multiple_of(BLOCK) && !self.pages.is_full();
+        let accepting = early.then(|| self.accepting.read().unwrap_or_else(PoisonError::into_inner));
+        if early {
+            self.journal.check_alive()?;
+            accepted();
+        }
+        let worth = self.put_bytes(&mut inode, offset, data)?;
         inode.save(&mut tx)?;
         tx.publish()?;
-        drop(guard);
+        drop((accepting, guard));
         if worth {
             self.write_soon(ino);
         }
@@ -246,6 +265,8 @@ impl Filesystem {
         if self.options.read_only {
             return Ok(());
         }
+        // A write that was accepted has the lock until its pages are dirty.
+        drop(self.shared(ino)?);
         self.write_back(ino)?;
         let (sequence, ticket) = {
             let _guard = self.shared(ino)?;

@@ -1,5 +1,7 @@
 //! [`Vfs`] for [`Filesystem`]: each call by name.
 
+use std::sync::PoisonError;
+
 use super::{Filesystem, lock, noting};
 use crate::vfs::{
     Access, Attributes, Credentials, DirChange, DirPage, Fallocate, FileLock, FsStat, Ino, Linked, LockOwner, Made,
@@ -104,7 +106,18 @@ impl Vfs for Filesystem {
     }
 
     fn write(&self, who: &Credentials, ino: Ino, at: WriteAt, data: &[u8]) -> Result<Written> {
-        self.do_write(who, ino, at, data)
+        self.do_write(who, ino, at, data, &mut || ())
+    }
+
+    fn write_accepting(
+        &self,
+        who: &Credentials,
+        ino: Ino,
+        at: WriteAt,
+        data: &[u8],
+        accepted: &mut dyn FnMut(),
+    ) -> Result<Written> {
+        self.do_write(who, ino, at, data, accepted)
     }
 
     /// The size and the times are in one block: `data_only` saves nothing.
@@ -156,6 +169,8 @@ impl Vfs for Filesystem {
         if self.options.read_only {
             return Ok(());
         }
+        // What was accepted before is dirty from here on.
+        drop(self.accepting.write().unwrap_or_else(PoisonError::into_inner));
         self.write_back_all()?;
         // The flush must begin after the data was written.
         self.journal.commit(self.journal.newest(), self.journal.ticket())

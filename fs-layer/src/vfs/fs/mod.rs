@@ -21,7 +21,7 @@ mod xattrs;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -89,12 +89,14 @@ pub struct FilesystemStatus {
 /// See the module.
 pub struct Filesystem {
     geometry: Geometry,
-    journal: Journal,
+    journal: Arc<Journal>,
     allocator: Allocator,
     locks: Box<dyn LockManager>,
     pages: PageCache,
     /// Who writes a file back; taken before the file's lock.
     write_backs: LocalLocks,
+    /// Taken shared by writes that were accepted and are not in the page cache yet, alone by who wants all of them there.
+    accepting: RwLock<()>,
     held: Mutex<HashMap<Ino, u64>>,
     file_locks: FileLocks,
     verifier: Mutex<[u8; 8]>,
@@ -128,7 +130,7 @@ impl Filesystem {
                 (overlay, replayed)
             }
         };
-        let journal = Journal::open(disk.clone(), geometry, SLOT, &replayed, options.metadata_bytes)?;
+        let journal = Arc::new(Journal::open(disk.clone(), geometry, SLOT, &replayed, options.metadata_bytes)?);
         let filesystem = Arc::new(Filesystem {
             geometry,
             journal,
@@ -136,6 +138,7 @@ impl Filesystem {
             locks: Box::new(LocalLocks::default()),
             pages: PageCache::new(options.page_bytes),
             write_backs: LocalLocks::default(),
+            accepting: RwLock::default(),
             held: Mutex::default(),
             file_locks: FileLocks::default(),
             verifier: Mutex::new(rand::random()),
@@ -187,6 +190,10 @@ impl Filesystem {
         if self.spawn("fs-write", move || run_writer(&weak, &queue)) {
             lock(&self.soon.0).runs = true;
         }
+        let journal = self.journal.clone();
+        self.spawn("fs-discard", move || journal.run_discards());
+        let journal = self.journal.clone();
+        self.spawn("fs-ahead", move || journal.run_ahead());
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> bool {
@@ -206,6 +213,8 @@ impl Filesystem {
         self.stop.1.notify_all();
         lock(&self.soon.0).ended = true;
         self.soon.1.notify_all();
+        self.journal.end_discards();
+        self.journal.end_ahead();
         for thread in std::mem::take(&mut *lock(&self.background)) {
             if thread.thread().id() != std::thread::current().id() {
                 // It only ever ends by returning.

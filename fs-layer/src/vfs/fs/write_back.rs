@@ -155,6 +155,11 @@ impl Filesystem {
         });
         let noted = noted.and_then(|()| self.note_written(ino, &runs));
         self.pages.unplaced(new);
+        // The last first: who takes memory takes what was let go of last, so what is written next lies in order, and goes to the disk in long
+        // pieces.
+        for (_, mut pages) in runs.into_iter().rev() {
+            while pages.pop().is_some() {}
+        }
         noted.map(|()| next)
     }
 
