@@ -16,6 +16,8 @@ mod restore;
 mod run;
 mod signals;
 mod snapshots;
+#[cfg(test)]
+mod start_tests;
 mod status;
 mod stranded;
 mod views;
