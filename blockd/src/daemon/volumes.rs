@@ -626,6 +626,7 @@ impl Daemon {
             tuning: Tuning {
                 dirty_memory_bytes: dirty,
                 block_cache_bytes: cache,
+                keep_sequential_bytes: self.config.keep_sequential_size().0,
                 puts_max: self.config.puts_max(),
                 destage_age_us: u64::try_from(self.config.destage_age.0.as_micros()).unwrap_or(u64::MAX),
                 checkpoint_chunks: self.config.checkpoint_chunks.into(),
