@@ -121,15 +121,16 @@ impl Server {
         std::fs::remove_dir_all(self.data_dir()).context("cannot remove the data directory")
     }
 
-    /// Opens the volume whoever holds it. Retries while the daemon is not there yet.
-    pub fn open_by_force(&self, options: &BlockdOptions) -> Result<()> {
+    /// Opens the volume whoever holds it, and waits until it is served. Retries while the daemon is not there yet.
+    pub fn open_by_force(&mut self, options: &BlockdOptions) -> Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             let mut command = Command::new(&options.program);
             command.args(["volume", "open", VOLUME, "--force", "--data"]).arg(self.data_dir());
             let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
             if output.status.success() {
-                return Ok(());
+                // It may be open before the daemon has begun to listen.
+                return self.wait_until_ready(&command);
             }
             if Instant::now() > deadline {
                 bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));

@@ -96,6 +96,11 @@ impl FrameCache {
     /// The stored bytes of a frame, if the cache has them. The caller must check them. A failing cache disk is a miss.
     pub async fn get(&self, key: &FrameKey) -> Option<Bytes> {
         let counts = &self.shared.counts;
+        // Looking on the disk takes a task of its own, which most of what was never fetched can do without.
+        if !self.shared.cache.contains(key) {
+            counts.misses.fetch_add(1, Relaxed);
+            return None;
+        }
         match self.shared.cache.get(key).await {
             Ok(Some(entry)) => {
                 match entry.source() {

@@ -1,11 +1,12 @@
 //! Getting frames out of the store: neighbours in one request, transient failures waited out.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::error::ReadError;
@@ -13,8 +14,9 @@ use super::plan::Need;
 use crate::store::{ObjectStore, StoreErrorKind};
 use crate::table::ChunkDirectory;
 
-/// The longest request; longer runs are split, and the parts fetched in parallel.
-const REQUEST_BYTES: u64 = 4 << 20;
+/// The longest request; longer runs are split, and the parts fetched in parallel. 4 MiB, wherever they begin in their first
+/// frame, and encrypted or not.
+const REQUEST_BYTES: u64 = (4 << 20) + (128 << 10);
 /// Bytes nobody asked for that are fetched along rather than paying for another request.
 const GAP_BYTES: u64 = 64 << 10;
 
@@ -60,16 +62,38 @@ pub(super) async fn fetch(
     deadline: Instant,
 ) -> Result<Vec<(u32, Bytes)>, ReadError> {
     let range = group.bytes();
-    let bytes = get_range(store, &group.directory, range.clone(), deadline).await?;
-    Ok(group
-        .frames
-        .clone()
-        .map(|number| {
-            let place = group.directory.frames.frames()[number as usize].range();
-            let within = (place.start - range.start) as usize..(place.end - range.start) as usize;
-            (number, bytes.slice(within))
-        })
-        .collect())
+    if group.frames.len() == 1 {
+        // In memory of its own, for it may be kept there for long.
+        return Ok(vec![(group.frames.start, get_range(store, &group.directory, range, deadline).await?)]);
+    }
+    let mut pieces = Pieces(get(store, &group.directory, range, Shape::Pieces, deadline).await?.into());
+    let frames = &group.directory.frames.frames()[group.frames.start as usize..group.frames.end as usize];
+    Ok(group.frames.clone().zip(frames.iter().map(|frame| pieces.take(frame.stored_len as usize))).collect())
+}
+
+/// What came in several pieces.
+struct Pieces(VecDeque<Bytes>);
+
+impl Pieces {
+    /// The next `len` bytes; copied only where they are in several pieces.
+    fn take(&mut self, len: usize) -> Bytes {
+        let mut joined = BytesMut::new();
+        while let Some(first) = self.0.front_mut() {
+            let want = len - joined.len();
+            if joined.is_empty() {
+                if first.len() >= want {
+                    return first.split_to(want);
+                }
+                joined.reserve(len);
+            }
+            joined.extend_from_slice(&first.split_to(want.min(first.len())));
+            if joined.len() == len {
+                break;
+            }
+            self.0.pop_front();
+        }
+        joined.freeze()
+    }
 }
 
 /// Part of a chunk. Failures that may pass are waited out until `deadline`.
@@ -79,25 +103,48 @@ pub(super) async fn get_range(
     range: Range<u64>,
     deadline: Instant,
 ) -> Result<Bytes, ReadError> {
+    Ok(get(store, directory, range, Shape::Whole, deadline).await?.pop().unwrap_or_default())
+}
+
+/// How what is fetched is handed over.
+#[derive(Clone, Copy)]
+enum Shape {
+    Whole,
+    Pieces,
+}
+
+/// As [`get_range`]; if whole, it is one piece.
+async fn get(
+    store: &dyn ObjectStore,
+    directory: &ChunkDirectory,
+    range: Range<u64>,
+    shape: Shape,
+    deadline: Instant,
+) -> Result<Vec<Bytes>, ReadError> {
     let key = directory.name.key();
     // The store spreads its own retries with jitter; these come after it has given up.
     let patience = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(50))
         .with_max_delay(Duration::from_secs(2))
         .without_max_times();
-    let result = (|| async { store.get_range(&key, range.clone()).await })
+    let ask = || async {
+        match shape {
+            Shape::Whole => Ok(vec![store.get_range(&key, range.clone()).await?]),
+            Shape::Pieces => store.get_pieces(&key, range.clone()).await,
+        }
+    };
+    let result = ask
         .retry(patience)
         .when(|error| error.is_transient() && Instant::now() < deadline)
         .notify(|error, _| tracing::debug!(%error, "retrying a read of the bucket"))
         .await;
     let error = match result {
-        Ok(bytes) if bytes.len() as u64 == range.end - range.start => return Ok(bytes),
-        Ok(bytes) => {
-            return Err(ReadError::Truncated {
-                name: directory.name,
-                need: range.end,
-                have: range.start + bytes.len() as u64,
-            });
+        Ok(pieces) => {
+            let have = range.start + pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+            if have == range.end {
+                return Ok(pieces);
+            }
+            return Err(ReadError::Truncated { name: directory.name, need: range.end, have });
         }
         Err(error) => error,
     };
@@ -111,5 +158,29 @@ pub(super) async fn get_range(
             _ => Err(error.into()),
         },
         _ => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_joined_where_they_cross_pieces() {
+        let whole: Vec<u8> = (0..200).collect();
+        for cuts in [&[200][..], &[50, 50, 50, 50], &[1, 99, 3, 97], &[199, 1], &[0, 120, 0, 80, 0]] {
+            let mut at = 0;
+            let mut cut = |len: &usize| {
+                at += len;
+                Bytes::copy_from_slice(&whole[at - len..at])
+            };
+            let mut pieces = Pieces(cuts.iter().map(&mut cut).collect());
+            let mut taken = 0;
+            for len in [50, 70, 1, 79] {
+                assert_eq!(pieces.take(len), &whole[taken..taken + len], "{cuts:?} at {taken}");
+                taken += len;
+            }
+            assert!(pieces.0.iter().all(Bytes::is_empty));
+        }
     }
 }

@@ -180,6 +180,12 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block_cache: Option<ByteSize>,
 
+    /// Of what a client reads in order, the most that is kept in memory behind it; the rest is kept when it is read a second
+    /// time, and only then goes to the read cache's disk [default: a 16th of block-cache, at least 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Memory and caches")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_sequential: Option<ByteSize>,
+
     /// Memory for the translation tables, all volumes together
     #[arg(long, value_name = "SIZE", default_value = "64MiB", help_heading = "Memory and caches")]
     pub table_memory: ByteSize,
@@ -289,6 +295,11 @@ impl Config {
         self.block_cache.unwrap_or_else(|| memory_share(8, ByteSize::gib(16)))
     }
 
+    /// What is kept of what a client reads in order.
+    pub fn keep_sequential_size(&self) -> ByteSize {
+        self.keep_sequential.unwrap_or_else(|| ByteSize(self.block_cache_size().0 / 16).max(ByteSize::mib(64)))
+    }
+
     /// Chunks a volume stores at the same time. On S3 each waits for the network; in a directory more of them only
     /// make the log wait for the disk.
     pub fn puts_max(&self) -> usize {
@@ -314,6 +325,7 @@ impl Config {
             admin: Some(self.admin_path()),
             dirty_memory: Some(self.dirty_memory_size()),
             block_cache: Some(self.block_cache_size()),
+            keep_sequential: Some(self.keep_sequential_size()),
             read_cache: Some(self.read_cache_size()),
             reactors: Some(count(self.reactor_count())),
             workers: Some(count(self.worker_count())),

@@ -240,7 +240,13 @@ impl Daemon {
         for name in self.config.volumes.iter().flatten().filter(|name| !names.contains(name)) {
             tracing::warn!(volume = %name, "this volume is to be served, but the store does not have it");
         }
-        self.entries_mut().extend(names.iter().map(|name| (name.clone(), Entry::new(None, Phase::Closed))));
+        // Somebody may have made or opened one, or begun to delete it, while they were being listed: that stands.
+        let names: Vec<String> = {
+            let mut entries = self.entries_mut();
+            let new: Vec<String> = names.into_iter().filter(|name| !entries.contains_key(name)).collect();
+            entries.extend(new.iter().map(|name| (name.clone(), Entry::new(None, Phase::Closed))));
+            new
+        };
         let mut openings = JoinSet::new();
         for name in names {
             let (daemon, open) = (self.clone(), wanted(&name));
@@ -369,6 +375,8 @@ impl Daemon {
             let known = entries.contains_key(name);
             let entry = entries.entry(name.to_owned()).or_insert(Entry::new(None, Phase::Closed));
             match entry.phase.clone() {
+                // Somebody was quicker than the daemon that starts, and will say what came of it.
+                Phase::Opening | Phase::Deleting if why == Why::Start => return Ok(()),
                 Phase::Opening | Phase::Deleting => return Err(busy(name, &entry.phase)),
                 Phase::Open(_) => return Ok(()),
                 // Whoever waits for it to be drained notices, and lets clients in again.
@@ -427,8 +435,10 @@ impl Daemon {
                 }
                 if let Some(entry) = self.entries_mut().get_mut(&name) {
                     // It may have been lost in the moment since it was opened.
-                    if matches!(entry.phase, Phase::Opening) {
-                        entry.phase = Phase::Open(place);
+                    match &entry.phase {
+                        Phase::Opening => entry.phase = Phase::Open(place),
+                        Phase::Fenced(fenced) => return Err(VolumeError::Conflict(fenced.why.clone())),
+                        _ => {}
                     }
                     (entry.notice, entry.stranded) = (notice, None);
                     // Its last owner may have changed it since it was read.
@@ -616,6 +626,7 @@ impl Daemon {
             tuning: Tuning {
                 dirty_memory_bytes: dirty,
                 block_cache_bytes: cache,
+                keep_sequential_bytes: self.config.keep_sequential_size().0,
                 puts_max: self.config.puts_max(),
                 destage_age_us: u64::try_from(self.config.destage_age.0.as_micros()).unwrap_or(u64::MAX),
                 checkpoint_chunks: self.config.checkpoint_chunks.into(),

@@ -203,6 +203,15 @@ impl ObjectStore for CountedStore {
         Ok(body)
     }
 
+    async fn get_pieces(&self, key: &str, range: Range<u64>) -> Result<Vec<Bytes>> {
+        let c = &self.counts;
+        c.gets.fetch_add(1, Relaxed);
+        self.bill(RequestMeter::get_class);
+        let pieces = self.watch(Some(&c.get_micros), self.inner.get_pieces(key, range)).await?;
+        c.bytes_read.fetch_add(pieces.iter().map(|piece| piece.len() as u64).sum(), Relaxed);
+        Ok(pieces)
+    }
+
     async fn head(&self, key: &str) -> Result<ObjectMeta> {
         self.counts.heads.fetch_add(1, Relaxed);
         self.bill(RequestMeter::get_class);
@@ -240,14 +249,15 @@ mod tests {
         assert!(store.put("k0", Bytes::new(), PutMode::Create).await.is_err());
         store.get("k1").await.unwrap();
         store.get_range("k1", 10..20).await.unwrap();
+        store.get_pieces("k1", 10..20).await.unwrap();
         store.head("k1").await.unwrap();
         store.list("", None).await.unwrap();
         store.delete(&["k1".to_owned(), "k2".to_owned()]).await.unwrap();
         let c = store.counters();
-        assert_eq!((c.puts, c.gets, c.heads, c.lists, c.deleted_keys), (11, 2, 1, 1, 2));
-        assert_eq!((c.bytes_written, c.bytes_read), (1000, 110));
+        assert_eq!((c.puts, c.gets, c.heads, c.lists, c.deleted_keys), (11, 3, 1, 1, 2));
+        assert_eq!((c.bytes_written, c.bytes_read), (1000, 120));
         assert_eq!((c.errors, c.transient_errors), (1, 0));
-        assert_eq!((c.put_class_requests, c.get_class_requests, c.free_requests), (12, 3, 1));
-        assert!((c.cost_usd - (12.0 * 0.005 + 3.0 * 0.0004) / 1000.0).abs() < 1e-12);
+        assert_eq!((c.put_class_requests, c.get_class_requests, c.free_requests), (12, 4, 1));
+        assert!((c.cost_usd - (12.0 * 0.005 + 4.0 * 0.0004) / 1000.0).abs() < 1e-12);
     }
 }

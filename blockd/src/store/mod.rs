@@ -144,6 +144,10 @@ pub trait ObjectStore: fmt::Debug + Send + Sync {
     async fn get(&self, key: &str) -> Result<(Bytes, Version)>;
     /// Reads `range` of an object. A range that reaches past the end is `Invalid`; a short answer is never returned.
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes>;
+    /// As [`ObjectStore::get_range`], in the pieces in which it came, for who would only take one long answer apart again.
+    async fn get_pieces(&self, key: &str, range: Range<u64>) -> Result<Vec<Bytes>> {
+        Ok(vec![self.get_range(key, range).await?])
+    }
     /// Size and version.
     async fn head(&self, key: &str) -> Result<ObjectMeta>;
     /// Up to 1,000 entries whose keys start with `prefix`, in key order, after `start_after`. Empty means the end.

@@ -2,7 +2,11 @@
 //!
 //! Two kinds of entries share one budget: single blocks, and *pieces*, which are runs of neighbours as one fetch brought them, kept
 //! without copying them. A block may stand in an entry of each kind; what either says of it is its content.
+//!
+//! Pieces that a long reader has passed can be let go, see [`BlockCache::let_go`]. What is fetched again after that was needed
+//! twice, and stays.
 
+use std::cell::Cell;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use bytes::Bytes;
@@ -36,7 +40,7 @@ impl Hasher for LbaHasher {
 }
 
 /// Blocks of the address range that one piece may cover; pieces are found by it.
-const PIECE_BLOCKS: u64 = 256;
+pub const PIECE_BLOCKS: u64 = 256;
 /// Fewer neighbours than this are kept as single blocks.
 const PIECE_BLOCKS_MIN: u64 = 32;
 /// A piece keeps all of the memory it came in, so it must be at least this part of it, or is copied.
@@ -46,6 +50,8 @@ const PIECES_MIN: usize = 32;
 /// What is left of the budget for entries that were not asked for again yet: enough for what is read ahead of a few
 /// sequential readers, see `Volume::readahead_limit`.
 const PROVEN_PART: f64 = 0.75;
+/// Stretches of [`PIECE_BLOCKS`] of which the cache remembers that it let them go: 16 GiB in order.
+const LET_GO_REMEMBERED: usize = 1 << 14;
 /// Set in the keys of pieces; addresses of blocks end far below.
 const PIECE_KEY: u64 = 1 << 63;
 
@@ -70,6 +76,10 @@ struct Piece {
     bytes: Bytes,
     /// Which blocks, counted from the first, are still what the volume holds.
     valid: [u64; PIECE_BLOCKS as usize / 64],
+    /// Blocks of it that were found so far, each as often as it was.
+    found: Cell<u32>,
+    /// It was fetched before, and let go.
+    again: bool,
 }
 
 impl Piece {
@@ -109,6 +119,7 @@ impl Piece {
         let from = self.find(lba)?;
         let most = (self.blocks() as usize).min(from + blocks as usize);
         let to = (from + 1..most).find(|at| !self.is_valid(*at)).unwrap_or(most);
+        self.found.set(self.found.get().saturating_add((to - from) as u32));
         Some(Run { bytes: &self.bytes[from * BLOCK..to * BLOCK], kept: Some(&self.bytes) })
     }
 }
@@ -132,6 +143,8 @@ pub struct BlockCache {
     capacity: usize,
     /// Whether there ever was a piece.
     has_pieces: bool,
+    /// Pieces that were let go: one more than the number of the stretch, in the place of that number. Made when it is needed.
+    let_go: Vec<u64>,
 }
 
 impl BlockCache {
@@ -146,7 +159,7 @@ impl BlockCache {
             .build()
             .expect("the capacity is said");
         let cache = Cache::with_options(options, ByBlocks, BuildHasherDefault::default(), Default::default());
-        Self { cache, capacity, has_pieces: false }
+        Self { cache, capacity, has_pieces: false, let_go: Vec::new() }
     }
 
     /// Changes the limit. What is over it leaves at once.
@@ -211,7 +224,8 @@ impl BlockCache {
         while at < end {
             let until = end.min((at / PIECE_BLOCKS + 1) * PIECE_BLOCKS);
             let part = bytes.slice((at - lba) as usize * BLOCK..(until - lba) as usize * BLOCK);
-            let mut piece = Piece { lba: at, bytes: part, valid: [0; _] };
+            let again = self.was_let_go(at);
+            let mut piece = Piece { lba: at, bytes: part, valid: [0; _], found: Cell::new(0), again };
             for lba in (at..until).filter(|lba| is_clean(*lba)) {
                 piece.set_valid((lba - at) as usize, true);
             }
@@ -235,6 +249,28 @@ impl BlockCache {
         }
         self.has_pieces = true;
         self.cache.insert(Piece::key(piece.lba), Entry::Piece(Box::new(piece)));
+    }
+
+    /// Lets go of the piece that begins with block `lba`, a multiple of [`PIECE_BLOCKS`], if it was found once at most, on
+    /// average, and is here for the first time as far as is remembered.
+    pub fn let_go(&mut self, lba: Lba) {
+        if !self.has_pieces {
+            return;
+        }
+        match self.cache.peek(&Piece::key(lba)) {
+            Some(Entry::Piece(piece)) if !piece.again && u64::from(piece.found.get()) < 2 * piece.blocks() => {}
+            _ => return,
+        }
+        self.cache.remove(&Piece::key(lba));
+        self.let_go.resize(LET_GO_REMEMBERED, 0);
+        let number = lba / PIECE_BLOCKS;
+        self.let_go[number as usize % LET_GO_REMEMBERED] = number + 1;
+    }
+
+    /// Whether the stretch of block `lba` was let go, as far as is remembered.
+    pub fn was_let_go(&self, lba: Lba) -> bool {
+        let number = lba / PIECE_BLOCKS;
+        self.let_go.get(number as usize % LET_GO_REMEMBERED) == Some(&(number + 1))
     }
 
     /// Forgets a range because newer content was accepted. Costs the smaller of the range and the cache.
@@ -358,6 +394,30 @@ mod tests {
         let mut none = BlockCache::new(0);
         none.insert_run(0, &run_of(0, 256), |_| true);
         assert!(none.get(0).is_none());
+    }
+
+    #[test]
+    fn what_was_read_once_is_let_go_and_stays_when_it_is_fetched_again() {
+        let mut cache = cache();
+        cache.insert_run(0, &run_of(0, 1024), |_| true);
+        for lba in 0..1024 {
+            cache.get(lba);
+        }
+        // Needed again before it was let go.
+        cache.run(512, 256);
+        (0..3).for_each(|piece| cache.let_go(piece * 256));
+        assert!(!cache.has(0) && !cache.has(511) && cache.has(512) && cache.has(768));
+        assert_eq!(cache.bytes(), 512 * BLOCK);
+        assert!(cache.was_let_go(0) && cache.was_let_go(300));
+        assert!(!cache.was_let_go(512) && !cache.was_let_go(LET_GO_REMEMBERED as u64 * PIECE_BLOCKS));
+        cache.insert_run(0, &run_of(0, 512), |_| true);
+        cache.let_go(0);
+        cache.let_go(256);
+        assert!((0..1024).all(|lba| cache.get(lba) == Some(&[lba as u8; BLOCK][..])));
+        // Single blocks are none of it.
+        cache.insert(5000 * PIECE_BLOCKS, &[1; BLOCK]);
+        cache.let_go(5000 * PIECE_BLOCKS);
+        assert!(cache.has(5000 * PIECE_BLOCKS));
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Tuning {
     pub dirty_memory_bytes: usize,
     /// Clean blocks kept in memory, in bytes.
     pub block_cache_bytes: usize,
+    /// Of what one reader reads in order, kept in memory behind it, in bytes; the rest goes unless it is read again.
+    pub keep_sequential_bytes: u64,
     /// A write waits at most this long before its chunk is cut, in microseconds.
     pub destage_age_us: u64,
     /// Chunks on their way to the bucket at once.
@@ -60,6 +62,7 @@ impl Default for Tuning {
         Self {
             dirty_memory_bytes: 256 << 20,
             block_cache_bytes: 256 << 20,
+            keep_sequential_bytes: 64 << 20,
             destage_age_us: 5_000_000,
             puts_max: 4,
             log_depth: 2,
@@ -70,6 +73,13 @@ impl Default for Tuning {
             delete_grace_us: 60_000_000,
             read_patience: Duration::from_secs(30),
         }
+    }
+}
+
+impl Tuning {
+    /// [`Self::keep_sequential_bytes`] in blocks.
+    pub(super) fn keep_sequential_blocks(&self) -> u64 {
+        self.keep_sequential_bytes / BLOCK_SIZE
     }
 }
 

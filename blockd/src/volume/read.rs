@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::api::{Allocation, IoError, Outcome, ReadData, ReadNow, Token};
-use super::block_cache::Run;
+use super::block_cache::{PIECE_BLOCKS, Run};
 use super::dirty::Source;
 use super::engine::{Volume, blocks_of, within_block};
 use super::job::{Done, ExtentPart, FetchError, Fetched, From, Missing};
@@ -16,7 +16,7 @@ use crate::wal::writer::Payload;
 /// Reads ahead in pieces of this many blocks, so that several requests to the bucket run side by side.
 const PREFETCH_BLOCKS: u64 = 256;
 /// Of a reader that has been followed for a while, in larger ones: a request to a bucket costs as much as a MiB or two.
-const PREFETCH_BLOCKS_MAX: u64 = 512;
+const PREFETCH_BLOCKS_MAX: u64 = 1024;
 /// Largest window ahead of a sequential reader, in blocks.
 const WINDOW_MAX: u64 = 8192;
 /// Sequential readers followed at once.
@@ -185,7 +185,10 @@ impl Part<'_> {
 }
 
 struct Stream {
+    begun: Lba,
     next: Lba,
+    /// What was to be let go before this was.
+    passed: Lba,
     hits: u32,
     missed: bool,
     /// Requested up to here.
@@ -405,7 +408,7 @@ impl Volume {
                 if streams.len() == STREAMS {
                     streams.remove(0);
                 }
-                streams.push(Stream { next: end, hits: 0, missed, ahead: end, window: 0 });
+                streams.push(Stream { begun: lba, next: end, passed: lba, hits: 0, missed, ahead: end, window: 0 });
             }
             return;
         };
@@ -424,13 +427,29 @@ impl Volume {
                 while stream.ahead < until && self.readahead.flying.len() < PREFETCHES_MAX {
                     // Aligned pieces, so that neighbouring streams and chunk frames meet.
                     let next = (stream.ahead + 1).next_multiple_of(piece).min(until);
-                    self.fetch_ahead(stream.ahead, next - stream.ahead);
+                    let far = stream.ahead - stream.begun > self.tuning.keep_sequential_blocks();
+                    // What was let go is on its way for the second time.
+                    let keep = !far || self.cache.was_let_go(stream.ahead);
+                    self.fetch_ahead(stream.ahead, next - stream.ahead, keep);
                     stream.ahead = next;
                 }
                 stream.window = (stream.window * 2).min(WINDOW_MAX).min(self.readahead_limit());
             }
+            self.let_go_behind(&mut stream);
         }
         self.readahead.streams.push(stream);
+    }
+
+    /// Keeps no more of what a reader has passed than it may have. All of a long read would fill the cache, and memory
+    /// that was not in use before, with what is probably not needed again.
+    fn let_go_behind(&mut self, stream: &mut Stream) {
+        let until = stream.next.saturating_sub(self.tuning.keep_sequential_blocks()) / PIECE_BLOCKS * PIECE_BLOCKS;
+        let mut at = stream.passed.next_multiple_of(PIECE_BLOCKS);
+        while at < until {
+            self.cache.let_go(at);
+            at += PIECE_BLOCKS;
+            stream.passed = at;
+        }
     }
 
     /// A window must fit in the cache several times over, or it would push itself out.
@@ -438,7 +457,8 @@ impl Volume {
         (self.tuning.block_cache_bytes / BLOCK / 4) as u64
     }
 
-    fn fetch_ahead(&mut self, lba: Lba, blocks: u64) {
+    /// Fetches into memory what is not there. With `keep` it is worth a place on the cache's disk.
+    fn fetch_ahead(&mut self, lba: Lba, blocks: u64, keep: bool) {
         let wanted = |l: &Lba| self.dirty.get(*l).is_none() && !self.cache.has(*l);
         let Some(first) = (lba..lba + blocks).find(wanted) else { return };
         let last = (first..lba + blocks).rfind(wanted).unwrap_or(first);
@@ -449,7 +469,7 @@ impl Volume {
         self.spawn(async move {
             // Here, where nobody waits for the memory.
             let data = AlignedBuf::for_overwrite(blocks as usize * BLOCK);
-            Done::Prefetched { id, result: backend.fetch(data, missing).await }
+            Done::Prefetched { id, result: backend.fetch_ahead(data, missing, keep).await }
         });
         let since = self.log.accepted_lsn();
         // What is dirty now may leave the dirty map before the fetch ends, and the fetch may have seen the table from
@@ -491,7 +511,7 @@ impl Volume {
         let end = lba + blocks.min(self.readahead_limit());
         while at < end && self.readahead.flying.len() < PREFETCHES_MAX {
             let next = (at + PREFETCH_BLOCKS).min(end);
-            self.fetch_ahead(at, next - at);
+            self.fetch_ahead(at, next - at, true);
             at = next;
         }
         self.complete(token, Ok(Outcome::Done));

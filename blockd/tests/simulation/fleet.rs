@@ -911,9 +911,12 @@ impl Fleet {
             ..Manifest::new(VolumeId([rng.random(); 16]), NAME, BLOCKS as u64 * BLOCK_SIZE)
         };
         let keys = make_volume(&bucket, manifest, &mut rng, 0.2).await;
+        let dirty_memory_bytes = [0, 64 << 20][rng.random_range(0..2)];
         let tuning = Tuning {
-            dirty_memory_bytes: [0, 64 << 20][rng.random_range(0..2)],
+            dirty_memory_bytes,
             block_cache_bytes: [0, 64 << 20][rng.random_range(0..2)],
+            // Drawn already: nothing, little or everything.
+            keep_sequential_bytes: dirty_memory_bytes as u64,
             destage_age_us: [2_000, 50_000, 500_000][rng.random_range(0..3)],
             puts_max: rng.random_range(1..5),
             log_depth: rng.random_range(1..4),

@@ -185,9 +185,12 @@ impl World {
             ..Manifest::new(VolumeId([rng.random(); 16]), NAME, BLOCKS as u64 * BLOCK_SIZE)
         };
         let keys = make_volume(&bucket, manifest, &mut rng, 0.3).await;
+        let dirty_memory_bytes = [0, 64 << 10, 64 << 20][rng.random_range(0..3)];
         let tuning = Tuning {
-            dirty_memory_bytes: [0, 64 << 10, 64 << 20][rng.random_range(0..3)],
+            dirty_memory_bytes,
             block_cache_bytes: [0, 64 << 10, 64 << 20][rng.random_range(0..3)],
+            // Drawn already: nothing, little or everything.
+            keep_sequential_bytes: dirty_memory_bytes as u64,
             destage_age_us: [2_000, 50_000, 5_000_000][rng.random_range(0..3)],
             puts_max: rng.random_range(1..5),
             log_depth: rng.random_range(1..4),

@@ -244,6 +244,13 @@ impl ObjectStore for S3Store {
         Ok(body)
     }
 
+    async fn get_pieces(&self, key: &str, range: Range<u64>) -> Result<Vec<Bytes>> {
+        if range.is_empty() {
+            return Ok(vec![self.get_range(key, range).await?]);
+        }
+        self.retry(range.end - range.start, || self.get_pieces_once(key, range.clone())).await
+    }
+
     async fn head(&self, key: &str) -> Result<ObjectMeta> {
         Ok(self.retry(0, || self.head_once(key)).await?.meta)
     }

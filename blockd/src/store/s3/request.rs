@@ -34,20 +34,38 @@ pub(super) struct Page {
 const RECEIVED_WHOLE: RangeInclusive<u64> = (64 << 10)..=(16 << 20);
 
 /// The body of an answer that is to be `len` bytes long.
-async fn receive(op: &'static str, key: &str, mut stream: ByteStream, len: usize) -> Result<Bytes> {
+async fn receive(op: &'static str, key: &str, stream: ByteStream, len: usize) -> Result<Bytes> {
     let mut body = AlignedBuf::for_overwrite(len);
+    let mut came = 0;
+    each_piece(op, key, stream, len as u64, |piece| {
+        body[came..came + piece.len()].copy_from_slice(&piece);
+        came += piece.len();
+    })
+    .await?;
+    Ok(body.into_bytes(len))
+}
+
+/// Hands over the body of an answer piece by piece. An error when it is not `len` bytes long; never more are handed over.
+async fn each_piece(
+    op: &'static str,
+    key: &str,
+    mut stream: ByteStream,
+    len: u64,
+    mut take: impl FnMut(Bytes),
+) -> Result<()> {
     let mut came = 0;
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|e| broken(op, key, format!("the answer broke off: {e}")))?;
-        if let Some(place) = body[..len].get_mut(came..came + piece.len()) {
-            place.copy_from_slice(&piece);
+        came += piece.len() as u64;
+        if came > len {
+            return Err(broken(op, key, format!("more than {len} bytes came")));
         }
-        came += piece.len();
+        take(piece);
     }
     if came != len {
         return Err(broken(op, key, format!("{came} bytes came of {len}")));
     }
-    Ok(body.into_bytes(len))
+    Ok(())
 }
 
 fn broken(op: &'static str, key: &str, why: String) -> StoreError {
@@ -112,6 +130,35 @@ impl S3Store {
         key: &str,
         range: Option<Range<u64>>,
     ) -> Result<(Bytes, Version)> {
+        let (stream, expected, version) = self.begin_get(op, key, range).await?;
+        let read = async {
+            if RECEIVED_WHOLE.contains(&expected) {
+                return receive(op, key, stream, expected as usize).await;
+            }
+            // A length that lies must not make us allocate: beyond this the buffer grows with what really comes.
+            let mut body = BytesMut::with_capacity(expected.min(64 << 20) as usize);
+            each_piece(op, key, stream, expected, |piece| body.extend_from_slice(&piece)).await?;
+            Ok(body.freeze())
+        };
+        Ok((self.limited(op, key, expected, read).await?, version))
+    }
+
+    /// Reads a range that is not empty, in the pieces in which it comes.
+    pub(super) async fn get_pieces_once(&self, key: &str, range: Range<u64>) -> Result<Vec<Bytes>> {
+        let op = "get_range";
+        let (stream, expected, _) = self.begin_get(op, key, Some(range)).await?;
+        let mut pieces = Vec::new();
+        self.limited(op, key, expected, each_piece(op, key, stream, expected, |piece| pieces.push(piece))).await?;
+        Ok(pieces)
+    }
+
+    /// Asks for an object or a range that is not empty. Returns its body and how long that has to be.
+    async fn begin_get(
+        &self,
+        op: &'static str,
+        key: &str,
+        range: Option<Range<u64>>,
+    ) -> Result<(ByteStream, u64, Version)> {
         self.meter.get_class();
         let request = self
             .client
@@ -132,23 +179,7 @@ impl S3Store {
                 return Err(StoreError::new(StoreErrorKind::Invalid, op, key, cause));
             }
         }
-        let expected = range.map_or(len, |r| r.end - r.start);
-        let mut stream = answer.body;
-        let read = async {
-            if RECEIVED_WHOLE.contains(&expected) {
-                return receive(op, key, stream, expected as usize).await;
-            }
-            // A length that lies must not make us allocate: beyond this the buffer grows with what really comes.
-            let mut body = BytesMut::with_capacity(expected.min(64 << 20) as usize);
-            while let Some(piece) = stream.next().await {
-                body.extend_from_slice(&piece.map_err(|e| broken(op, key, format!("the answer broke off: {e}")))?);
-            }
-            if body.len() as u64 != expected {
-                return Err(broken(op, key, format!("{} bytes came of {expected}", body.len())));
-            }
-            Ok(body.freeze())
-        };
-        Ok((self.limited(op, key, expected, read).await?, Version(etag)))
+        Ok((answer.body, range.map_or(len, |r| r.end - r.start), Version(etag)))
     }
 
     pub(super) async fn list_once(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
