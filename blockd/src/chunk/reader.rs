@@ -37,26 +37,6 @@ pub struct BlockReader {
     keys: Option<Keys>,
 }
 
-/// Whether frames that were fetched go to the frame cache.
-#[derive(Clone, Copy)]
-enum Kept {
-    /// To its memory: a frame that was fetched alone.
-    Alone,
-    /// To its disk: one of many.
-    Yes,
-    No,
-}
-
-impl Kept {
-    /// The same for a frame that was fetched alone.
-    fn alone(self) -> Self {
-        match self {
-            Self::Alone | Self::Yes => Self::Alone,
-            Self::No => Self::No,
-        }
-    }
-}
-
 /// Frames this read must fetch, each with the duty to share it.
 type Fetches<'a> = Vec<(Need, Flight<'a>)>;
 
@@ -83,20 +63,11 @@ impl BlockReader {
     ///
     /// Runs lookups and decoding on the calling thread: call it on ordinary tokio threads.
     pub async fn read(&self, lba: Lba, out: &mut [u8]) -> Result<Vec<(u64, u64)>, ReadError> {
-        self.read_and(Kept::Yes, lba, out).await
-    }
-
-    /// As [`Self::read`], of what is probably not read again: the cache does not learn of it.
-    pub async fn read_once(&self, lba: Lba, out: &mut [u8]) -> Result<Vec<(u64, u64)>, ReadError> {
-        self.read_and(Kept::No, lba, out).await
-    }
-
-    async fn read_and(&self, kept: Kept, lba: Lba, out: &mut [u8]) -> Result<Vec<(u64, u64)>, ReadError> {
         assert!(out.len().is_multiple_of(BLOCK), "reads are of whole blocks");
         let blocks = (out.len() / BLOCK) as u64;
         let mut mapped = self.table.lookup(lba, blocks)?;
         loop {
-            let gone = match self.read_mapped_and(kept, lba, &mapped, out).await {
+            let gone = match self.read_mapped(lba, &mapped, out).await {
                 Err(error @ (ReadError::Missing { .. } | ReadError::Table(TableError::Unlisted { .. }))) => error,
                 other => return other,
             };
@@ -112,16 +83,6 @@ impl BlockReader {
     /// As [`Self::read`], for blocks that were looked up already: `mapped` covers all of `out`, which begins with block
     /// `lba`.
     pub async fn read_mapped(&self, lba: Lba, mapped: &[Mapped], out: &mut [u8]) -> Result<Vec<(u64, u64)>, ReadError> {
-        self.read_mapped_and(Kept::Yes, lba, mapped, out).await
-    }
-
-    async fn read_mapped_and(
-        &self,
-        kept: Kept,
-        lba: Lba,
-        mapped: &[Mapped],
-        out: &mut [u8],
-    ) -> Result<Vec<(u64, u64)>, ReadError> {
         let Plan { mut needs, zeroes } = Plan::new(&self.table, lba, mapped)?;
         for (first, blocks) in &zeroes {
             out[*first as usize * BLOCK..][..*blocks as usize * BLOCK].fill(0);
@@ -138,7 +99,7 @@ impl BlockReader {
                 }
             }
             // One's own first: two reads that wait for each other would otherwise wait forever.
-            self.fetch(kept, mine, lba, out, deadline).await?;
+            self.fetch(mine, lba, out, deadline).await?;
             needs = Vec::new();
             for (need, waiter) in theirs {
                 match waiter.wait().await {
@@ -178,14 +139,7 @@ impl BlockReader {
     }
 
     /// Fetches and delivers `mine`, sorted by chunk and frame.
-    async fn fetch(
-        &self,
-        kept: Kept,
-        mine: Fetches<'_>,
-        lba: Lba,
-        out: &mut [u8],
-        deadline: Instant,
-    ) -> Result<(), ReadError> {
+    async fn fetch(&self, mine: Fetches<'_>, lba: Lba, out: &mut [u8], deadline: Instant) -> Result<(), ReadError> {
         let mut groups = fetch::group(mine.iter().map(|(need, _)| need)).into_iter();
         let request = |group: Group| async move {
             let frames = fetch::fetch(&*self.store, &group, deadline).await;
@@ -197,17 +151,17 @@ impl BlockReader {
         while let Some(result) = running.next().await {
             let (group, frames) = result?;
             running.extend(groups.next().map(request));
-            let kept = if frames.len() == 1 { kept.alone() } else { kept };
+            let alone = frames.len() == 1;
             for (number, stored) in frames {
                 let key = FrameKey { chunk: group.directory.name, frame: number };
                 match waiting.remove(&key) {
                     Some((need, flight)) => {
                         let stored = self.deliver_or_refetch(&need, stored, lba, out, deadline).await?;
-                        self.keep(kept, key, &stored);
+                        self.keep(key, &stored, alone);
                         flight.land(stored);
                     }
                     // Fetched along to fill a gap; whoever wants it checks it.
-                    None => self.keep(kept, key, &stored),
+                    None => self.keep(key, &stored, alone),
                 }
             }
         }
@@ -235,12 +189,13 @@ impl BlockReader {
         Err(ReadError::Corrupt { name: need.directory.name, frame: need.number, lba: lba + need.first_block() })
     }
 
-    fn keep(&self, kept: Kept, key: FrameKey, stored: &Bytes) {
-        let Some(cache) = &self.cache else { return };
-        match kept {
-            Kept::Alone => cache.insert(key, stored.clone()),
-            Kept::Yes => cache.insert_behind(key, stored.clone()),
-            Kept::No => {}
+    fn keep(&self, key: FrameKey, stored: &Bytes, alone: bool) {
+        if let Some(cache) = &self.cache {
+            if alone {
+                cache.insert(key, stored.clone());
+            } else {
+                cache.insert_behind(key, stored.clone());
+            }
         }
     }
 }

@@ -383,17 +383,7 @@ impl Backend {
     }
 
     /// Fills the missing parts of a read of whole blocks.
-    pub async fn fetch(&self, data: AlignedBuf, missing: Vec<Missing>) -> Result<Fetched, FetchError> {
-        self.fetch_ahead(data, missing, true).await
-    }
-
-    /// As [`Backend::fetch`]; without `keep`, what comes from the bucket is not kept on the cache's disk.
-    pub async fn fetch_ahead(
-        &self,
-        mut data: AlignedBuf,
-        missing: Vec<Missing>,
-        keep: bool,
-    ) -> Result<Fetched, FetchError> {
+    pub async fn fetch(&self, mut data: AlignedBuf, missing: Vec<Missing>) -> Result<Fetched, FetchError> {
         let mut holes = Vec::new();
         let mut rest = &mut data[..];
         let mut taken = 0;
@@ -403,7 +393,7 @@ impl Backend {
             let (own, tail) = tail.split_at_mut(part.blocks * BLOCK);
             taken = part.at + part.blocks;
             rest = tail;
-            parts.push(self.fetch_part(part, own, keep));
+            parts.push(self.fetch_part(part, own));
         }
         for found in futures::future::try_join_all(parts).await? {
             holes.extend(found);
@@ -412,11 +402,10 @@ impl Backend {
         Ok(Fetched { data: data.into_bytes(len), holes })
     }
 
-    async fn fetch_part(&self, part: Missing, own: &mut [u8], keep: bool) -> Result<Vec<(u64, u64)>, FetchError> {
+    async fn fetch_part(&self, part: Missing, own: &mut [u8]) -> Result<Vec<(u64, u64)>, FetchError> {
         match part.from {
             From::Table(lba) => {
-                let holes =
-                    if keep { self.reader.read(lba, own).await } else { self.reader.read_once(lba, own).await }?;
+                let holes = self.reader.read(lba, own).await?;
                 Ok(holes.into_iter().map(|(first, blocks)| (first + part.at as u64, blocks)).collect())
             }
             From::Log(payload) => {

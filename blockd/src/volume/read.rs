@@ -185,7 +185,6 @@ impl Part<'_> {
 }
 
 struct Stream {
-    begun: Lba,
     next: Lba,
     /// What was to be let go before this was.
     passed: Lba,
@@ -408,7 +407,7 @@ impl Volume {
                 if streams.len() == STREAMS {
                     streams.remove(0);
                 }
-                streams.push(Stream { begun: lba, next: end, passed: lba, hits: 0, missed, ahead: end, window: 0 });
+                streams.push(Stream { next: end, passed: lba, hits: 0, missed, ahead: end, window: 0 });
             }
             return;
         };
@@ -427,10 +426,7 @@ impl Volume {
                 while stream.ahead < until && self.readahead.flying.len() < PREFETCHES_MAX {
                     // Aligned pieces, so that neighbouring streams and chunk frames meet.
                     let next = (stream.ahead + 1).next_multiple_of(piece).min(until);
-                    let far = stream.ahead - stream.begun > self.tuning.keep_sequential_blocks();
-                    // What was let go is on its way for the second time.
-                    let keep = !far || self.cache.was_let_go(stream.ahead);
-                    self.fetch_ahead(stream.ahead, next - stream.ahead, keep);
+                    self.fetch_ahead(stream.ahead, next - stream.ahead);
                     stream.ahead = next;
                 }
                 stream.window = (stream.window * 2).min(WINDOW_MAX).min(self.readahead_limit());
@@ -441,7 +437,7 @@ impl Volume {
     }
 
     /// Keeps no more of what a reader has passed than it may have. All of a long read would fill the cache, and memory
-    /// that was not in use before, with what is probably not needed again.
+    /// that was not in use before, with what is probably not needed again soon. Who needs it finds it on the cache's disk.
     fn let_go_behind(&mut self, stream: &mut Stream) {
         let until = stream.next.saturating_sub(self.tuning.keep_sequential_blocks()) / PIECE_BLOCKS * PIECE_BLOCKS;
         let mut at = stream.passed.next_multiple_of(PIECE_BLOCKS);
@@ -457,8 +453,8 @@ impl Volume {
         (self.tuning.block_cache_bytes / BLOCK / 4) as u64
     }
 
-    /// Fetches into memory what is not there. With `keep` it is worth a place on the cache's disk.
-    fn fetch_ahead(&mut self, lba: Lba, blocks: u64, keep: bool) {
+    /// Fetches into memory what is not there.
+    fn fetch_ahead(&mut self, lba: Lba, blocks: u64) {
         let wanted = |l: &Lba| self.dirty.get(*l).is_none() && !self.cache.has(*l);
         let Some(first) = (lba..lba + blocks).find(wanted) else { return };
         let last = (first..lba + blocks).rfind(wanted).unwrap_or(first);
@@ -469,7 +465,7 @@ impl Volume {
         self.spawn(async move {
             // Here, where nobody waits for the memory.
             let data = AlignedBuf::for_overwrite(blocks as usize * BLOCK);
-            Done::Prefetched { id, result: backend.fetch_ahead(data, missing, keep).await }
+            Done::Prefetched { id, result: backend.fetch(data, missing).await }
         });
         let since = self.log.accepted_lsn();
         // What is dirty now may leave the dirty map before the fetch ends, and the fetch may have seen the table from
@@ -511,7 +507,7 @@ impl Volume {
         let end = lba + blocks.min(self.readahead_limit());
         while at < end && self.readahead.flying.len() < PREFETCHES_MAX {
             let next = (at + PREFETCH_BLOCKS).min(end);
-            self.fetch_ahead(at, next - at, true);
+            self.fetch_ahead(at, next - at);
             at = next;
         }
         self.complete(token, Ok(Outcome::Done));
