@@ -167,7 +167,7 @@ impl<'a> Reply<'a> {
         let (stateid, delegation) = self.take(|r| {
             let stateid = r.fixed()?;
             // What became of the directory, and flags.
-            (r.u32()?, r.u64()?, r.u64()?, r.u32()?);
+            r.fixed::<24>()?;
             Bitmap::read(r)?;
             Ok((stateid, r.u32()?))
         })?;
@@ -268,7 +268,7 @@ impl Session {
             reply.next(op::PUTFH)?;
             reply.next(op::CREATE)?;
             reply.take(|r| {
-                (r.u32()?, r.u64()?, r.u64()?);
+                r.fixed::<20>()?;
                 Bitmap::read(r)
             })?;
             reply.handle()
@@ -400,7 +400,8 @@ impl Session {
         reply.next(op::SEQUENCE)?;
         let slot = reply.take(|r| {
             let (_, _, slot): ([u8; 16], u32, u32) = (r.fixed()?, r.u32()?, r.u32()?);
-            (r.u32()?, r.u32()?, r.u32()?);
+            // The highest slots, and flags.
+            r.fixed::<12>()?;
             Ok(slot)
         })?;
         ensure!(slot < SLOTS, "an answer for slot {slot}");

@@ -159,7 +159,7 @@ fn an_exclusive_create_is_repeated_not_refused() {
         };
         let mut made = client.go(exclusive(0x1234_5678_9abc_def0));
         let set = made.ok(op::PUTROOTFH).ok(op::OPEN).take(|r| {
-            (r.fixed::<16>()?, r.u32()?, r.u64()?, r.u64()?, r.u32()?);
+            r.fixed::<40>()?;
             Bitmap::read(r)
         });
         assert_eq!(
