@@ -154,8 +154,8 @@ struct Life {
     volume: Volume,
     logs: Vec<PendingLog>,
     reads: HashMap<Token, PendingRead>,
-    /// Copies that were not answered.
-    copies: HashSet<Token>,
+    /// Changes that were not answered: a copy, or a write of part of a block, may get its LSN long after it was asked for.
+    changes: HashSet<Token>,
     jobs: JoinSet<()>,
     sender: mpsc::UnboundedSender<JobDone>,
     done: mpsc::UnboundedReceiver<JobDone>,
@@ -529,7 +529,7 @@ impl World {
             volume,
             logs: Vec::new(),
             reads: HashMap::new(),
-            copies: HashSet::new(),
+            changes: HashSet::new(),
             jobs: JoinSet::new(),
             sender,
             done,
@@ -627,6 +627,7 @@ impl World {
                 self.next_value += 1;
                 let data: Vec<u8> = (0..count).flat_map(|_| sector_of(value)).collect();
                 self.client.change(token, first, count, value, fua);
+                life.changes.insert(token);
                 if self.rng.random_bool(0.2) && aligned {
                     let buf = blockd::buf::AlignedBuf::copy_of(&data);
                     life.volume.write(token, offset, WriteData::Owned(buf, data.len()), fua);
@@ -636,6 +637,7 @@ impl World {
             }
             10 => {
                 self.client.change(token, first, count, 0, fua);
+                life.changes.insert(token);
                 let no_hole = self.rng.random_bool(0.5);
                 life.volume.zero(token, offset, len, fua, no_hole);
             }
@@ -644,6 +646,7 @@ impl World {
                 let from = first.next_multiple_of(SECTORS_PER_BLOCK);
                 let to = (first + count) / SECTORS_PER_BLOCK * SECTORS_PER_BLOCK;
                 self.client.change(token, from.min(to), to.saturating_sub(from), 0, fua);
+                life.changes.insert(token);
                 life.volume.trim(token, offset, len, fua);
             }
             12..=14 => {
@@ -667,7 +670,7 @@ impl World {
             return;
         }
         self.client.copy(token, first, to, count, fua);
-        life.copies.insert(token);
+        life.changes.insert(token);
         let bytes = |sectors: usize| (sectors * SECTOR) as u64;
         life.volume.copy(token, bytes(first), bytes(to), bytes(count), fua);
     }
@@ -783,7 +786,7 @@ impl World {
                 Effect::Spawn(job) => life.spawn(job),
                 Effect::Complete(done) => {
                     self.digest.update(&done.token.0.to_le_bytes());
-                    life.copies.remove(&done.token);
+                    life.changes.remove(&done.token);
                     if self.disk.crashed() {
                         continue;
                     }
@@ -867,7 +870,7 @@ impl World {
             self.let_pass(life, Duration::from_millis(2), 20_000).await;
             let stats = life.volume.stats();
             let written = stats.dirty_bytes == 0 && stats.destaged_lsn == stats.accepted_lsn;
-            let quiet = life.logs.is_empty() && life.copies.is_empty() && written;
+            let quiet = life.logs.is_empty() && life.changes.is_empty() && written;
             if quiet && stats.log_used_bytes <= SEGMENT_BYTES {
                 assert_eq!(stats.accepted_lsn, self.history.last());
                 return stats.accepted_lsn;
