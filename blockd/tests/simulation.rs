@@ -1,8 +1,8 @@
 //! Seeded simulation of the volume engine: the real engine over a simulated log device and bucket that lose, tear and
 //! reorder whatever was not flushed, crash at any I/O, fail, stall, and answer late or not at all.
 //!
-//! `SIM_SEEDS=5000 cargo test --release -p blockd --test simulation` runs more seeds; a failing one is named and
-//! replayed with `SIM_SEED=n cargo test --release -p blockd --test simulation -- --nocapture`.
+//! `SIM_SEEDS=5000 cargo test --release -p blockd --test simulation` runs more seeds, `SIM_FIRST=1001` others; a failing one is
+//! named and replayed with `SIM_SEED=n cargo test --release -p blockd --test simulation -- --nocapture`.
 
 #[path = "simulation/bucket.rs"]
 mod bucket;
@@ -10,6 +10,8 @@ mod bucket;
 mod disk;
 #[path = "simulation/fleet.rs"]
 mod fleet;
+#[path = "simulation/merges.rs"]
+mod merges;
 #[path = "simulation/model.rs"]
 mod model;
 #[path = "simulation/world.rs"]

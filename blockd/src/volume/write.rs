@@ -38,9 +38,20 @@ pub(super) struct Merge {
     data: Vec<u8>,
     /// What must stand there for `data` to take its place.
     expected: Option<Vec<u8>>,
-    /// Edge blocks, or with `expected` any, that had to be fetched, and the accepted LSN when that was begun.
-    fetched: Vec<(Lba, Box<[u8; BLOCK]>)>,
+    /// Edge blocks, or with `expected` any, as they stood at the accepted LSN `since`, those in memory then included: once
+    /// they have left it nobody may find them there again.
+    known: Vec<(Lba, Box<[u8; BLOCK]>)>,
     since: Lsn,
+    /// Blocks on their way, which stood like that at `since` as well.
+    fetching: Vec<Lba>,
+    /// The bucket failed when they were fetched last.
+    failed: bool,
+}
+
+impl Merge {
+    fn new(ticket: u64, offset: u64, data: Vec<u8>, expected: Option<Vec<u8>>) -> Self {
+        Self { ticket, offset, data, expected, known: Vec::new(), since: 0, fetching: Vec::new(), failed: false }
+    }
 }
 
 impl Append {
@@ -164,8 +175,7 @@ impl Volume {
     }
 
     fn submit_merge(&mut self, ticket: u64, offset: u64, data: Vec<u8>) {
-        let since = self.log.accepted_lsn();
-        self.submit(Append::Merge(Merge { ticket, offset, data, expected: None, fetched: Vec::new(), since }));
+        self.submit(Append::Merge(Merge::new(ticket, offset, data, None)));
     }
 
     /// Writes `data` if `expected`, of the same length, stands there at that moment; else the answer is
@@ -186,9 +196,7 @@ impl Volume {
         self.stats.writes += 1;
         self.stats.write_bytes += data.len() as u64;
         let ticket = self.ticket(Some(token), fua, 1);
-        let since = self.log.accepted_lsn();
-        let expected = Some(expected);
-        self.submit(Append::Merge(Merge { ticket, offset, data, expected, fetched: Vec::new(), since }));
+        self.submit(Append::Merge(Merge::new(ticket, offset, data, Some(expected))));
     }
 
     /// Zeroes a range of any length, in constant time. With `no_hole` the range counts as allocated afterwards.
@@ -367,21 +375,30 @@ impl Volume {
         if merge.expected.is_none() && !end.is_multiple_of(BLOCK) && (blocks > 1 || start == 0) {
             edges.push(blocks as usize - 1);
         }
-        let mut missing = Vec::new();
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
         for edge in edges {
             let at = lba + edge as u64;
             let own = &mut buf[edge * BLOCK..(edge + 1) * BLOCK];
             match self.peek(at, own) {
-                Ok(()) => {}
-                Err(from) => match merge.fetched.iter().find(|(l, _)| *l == at) {
-                    // Nothing was accepted for it since the fetch began, so the fetched content still stands.
-                    Some((_, block)) if self.unchanged_since(at, merge.since) => own.copy_from_slice(&block[..]),
+                Ok(()) => found.push(edge),
+                Err(from) => match merge.known.iter().find(|(l, _)| *l == at) {
+                    // Nothing was accepted for it since, so what stood there then still does.
+                    Some((_, block)) if self.unchanged_since(at, merge.since) => {
+                        own.copy_from_slice(&block[..]);
+                        found.push(edge);
+                    }
                     _ => missing.push((at, from)),
                 },
             }
         }
         if !missing.is_empty() {
-            self.fetch_edges(merge, missing, false);
+            let block = |edge: usize| {
+                let mut block = Box::new([0; BLOCK]);
+                block.copy_from_slice(&buf[edge * BLOCK..(edge + 1) * BLOCK]);
+                (lba + edge as u64, block)
+            };
+            merge.known = found.into_iter().map(block).collect();
+            self.fetch_edges(merge, missing);
             return None;
         }
         if merge.expected.is_some_and(|expected| buf[start..end] != expected[..]) {
@@ -401,9 +418,11 @@ impl Volume {
         }
     }
 
-    fn fetch_edges(&mut self, mut merge: Merge, missing: Vec<(Lba, Origin)>, later: bool) {
+    /// Fetches what is not known of a merge's blocks; what is known must stand there now.
+    fn fetch_edges(&mut self, mut merge: Merge, missing: Vec<(Lba, Origin)>) {
         merge.since = self.log.accepted_lsn();
-        merge.fetched = missing.iter().map(|(lba, _)| (*lba, Box::new([0; BLOCK]))).collect();
+        merge.fetching = missing.iter().map(|(lba, _)| *lba).collect();
+        let later = std::mem::take(&mut merge.failed);
         let pins = self.pin_all(missing.iter().map(|(lba, _)| *lba));
         let parts =
             missing.into_iter().enumerate().map(|(at, (_, from))| Missing { at, blocks: 1, from }).collect::<Vec<_>>();
@@ -421,18 +440,19 @@ impl Volume {
         let error = match result {
             _ if self.state != State::Open => IoError::Shutdown,
             Ok(data) => {
-                for ((_, block), bytes) in merge.fetched.iter_mut().zip(data.chunks_exact(BLOCK)) {
+                for (lba, bytes) in std::mem::take(&mut merge.fetching).into_iter().zip(data.chunks_exact(BLOCK)) {
+                    let mut block = Box::new([0; BLOCK]);
                     block.copy_from_slice(bytes);
+                    merge.known.push((lba, block));
                 }
-                if let Some(append) = self.append(Append::Merge(merge)) {
-                    self.waiting.push_front(append);
-                }
-                return;
+                return self.append_again(merge);
             }
-            // A write never fails because the bucket is away; it waits.
+            // A write never fails because the bucket is away; it waits. Where each block is to be found is looked at anew: one
+            // that was written meanwhile is no longer what the table says.
             Err(error) if error.bucket => {
-                let missing = merge.fetched.iter().map(|(lba, _)| (*lba, self.origin_of(*lba))).collect();
-                return self.fetch_edges(merge, missing, true);
+                merge.fetching.clear();
+                merge.failed = true;
+                return self.append_again(merge);
             }
             Err(error) => {
                 let (offset, message) = (merge.offset, &error.message);
@@ -443,9 +463,9 @@ impl Volume {
         self.end_ticket(merge.ticket, Err(error));
     }
 
-    /// Where a block that is not in memory is to be fetched from; the table when it is in memory by now, which is then
-    /// noticed when the merge is tried again.
-    fn origin_of(&mut self, lba: Lba) -> Origin {
-        self.peek(lba, &mut [0; BLOCK]).err().unwrap_or(Origin::Table(lba))
+    fn append_again(&mut self, merge: Merge) {
+        if let Some(append) = self.append(Append::Merge(merge)) {
+            self.waiting.push_front(append);
+        }
     }
 }

@@ -106,7 +106,9 @@ impl Host {
         self.stopped.store(false, Ordering::Relaxed);
         match went {
             Ok(manifest) => {
-                let began = manifest.epochs.last().expect("it was claimed");
+                // Another host may have claimed the next epoch before the restore was recorded. It has not settled it: that
+                // host goes on behind the restore.
+                let began = manifest.settled().expect("it was claimed");
                 if let Some(debt) = self.owes {
                     assert!(began.first_lsn > debt.acked, "{debt:?} was left behind by a restore: {began:?}");
                 }
