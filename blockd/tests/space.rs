@@ -11,10 +11,9 @@ use blockd::chunk::{ChunkName, Codec};
 use blockd::manifest::{self, Manifest};
 use blockd::outgoing::Outgoing;
 use blockd::store::{MemoryStore, ObjectStore};
-use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK, BLOCK_SIZE, VolumeId};
 use blockd::volume::{
-    Blocking, CompactionTuning, Effect, JobDone, LogOp, Outcome, Parts, ReadNow, Token, Tuning, Volume, WriteData,
+    CompactionTuning, Effect, JobDone, LogOp, Outcome, Parts, ReadNow, Token, Tuning, Volume, WriteData,
 };
 use blockd::wal::device::LogDevice;
 use rand::rngs::SmallRng;
@@ -88,28 +87,15 @@ impl World {
             Manifest { codec: Codec::None, chunk_bytes: chunk_bytes as u32, ..Manifest::new(id, NAME, size) };
         manifest::create(bucket.as_ref(), &manifest).await.unwrap();
         let log = Arc::new(RamLog::default());
-        let parts = Parts {
-            store: bucket.clone(),
-            device: log.clone(),
-            home: TableHome::Memory(MemKv::new()),
-            last_epoch: None,
-            rebuild: false,
-            progress: Arc::default(),
-            frame_cache: None,
-            blocking: Blocking::Inline,
-            wall: Arc::new(|| 0),
-            jitter: Arc::new(|| 0.5),
-            segments_max: 16,
-            tuning: Tuning {
-                block_cache_bytes: 0,
-                compaction: CompactionTuning::default(),
-                delete_grace_us: 1_000_000,
-                checkpoint_chunks: 1 << 32,
-                checkpoint_age_us: age_us,
-                ..Tuning::default()
-            },
-            keys: None,
+        let tuning = Tuning {
+            block_cache_bytes: 0,
+            compaction: CompactionTuning::default(),
+            delete_grace_us: 1_000_000,
+            checkpoint_chunks: 1 << 32,
+            checkpoint_age_us: age_us,
+            ..Tuning::default()
         };
+        let parts = Parts { segments_max: 16, ..Parts::repeatable(bucket.clone(), log.clone(), tuning) };
         let (volume, _) = Volume::open_parts(parts, manifest, [1; 16]).await.unwrap();
         let (sender, done) = mpsc::unbounded_channel();
         let (jobs, answers) = (JoinSet::new(), BTreeMap::new());

@@ -22,7 +22,7 @@ use crate::crypt::Keys;
 use crate::lease::LeaseError;
 use crate::manifest::{self, Manifest, ManifestError};
 use crate::store::{ObjectStore, StoreError};
-use crate::table::{Table, TableError, TableHome};
+use crate::table::{MemKv, Table, TableError, TableHome};
 use crate::types::Lsn;
 use crate::wal::device::{FileLog, LogDevice};
 use crate::wal::format::RecordKind;
@@ -247,6 +247,28 @@ pub struct Parts {
     pub tuning: Tuning,
     /// Its keys, if it is encrypted.
     pub keys: Option<Keys>,
+}
+
+impl Parts {
+    /// For a volume that does the same whenever it is opened so, as simulations need: a table in memory, heavy work done where it
+    /// is asked for, a clock that stands, and nothing drawn at random. Not encrypted, without a frame cache, and whoever has it is replaced.
+    pub fn repeatable(store: Arc<dyn ObjectStore>, device: Arc<dyn LogDevice>, tuning: Tuning) -> Self {
+        Self {
+            store,
+            device,
+            home: TableHome::Memory(MemKv::new()),
+            last_epoch: None,
+            rebuild: false,
+            progress: Arc::default(),
+            frame_cache: None,
+            blocking: Blocking::Inline,
+            wall: Arc::new(|| 0),
+            jitter: Arc::new(|| 0.5),
+            segments_max: 8,
+            tuning,
+            keys: None,
+        }
+    }
 }
 
 impl Volume {

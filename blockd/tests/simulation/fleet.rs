@@ -427,19 +427,11 @@ impl Host {
     fn parts(&self, store: Arc<HostStore>, expected: u64) -> Parts {
         let clocks = self.clocks.clone();
         Parts {
-            store,
-            device: self.disk.clone(),
             home: TableHome::Memory(self.kv.clone()),
             last_epoch: Some(expected),
-            rebuild: false,
-            progress: Arc::default(),
-            frame_cache: None,
-            blocking: Blocking::Inline,
             wall: Arc::new(move || clocks.now().wall_ms),
-            jitter: Arc::new(|| 0.5),
-            segments_max: 8,
-            tuning: self.shared.tuning,
             keys: self.shared.keys.clone(),
+            ..Parts::repeatable(store, self.disk.clone(), self.shared.tuning)
         }
     }
 

@@ -17,8 +17,8 @@ use blockd::store::{
 use blockd::table::{MemKv, TableHome};
 use blockd::types::{BLOCK_SIZE, VolumeId};
 use blockd::volume::{
-    Blocking, CompactionTuning, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenError, OpenReport, Outcome, Parts,
-    ReadNow, TableFrom, Token, Tuning, Volume, WriteData,
+    CompactionTuning, Effect, IoError, Job, JobDone, LogIo, LogOp, OpenError, OpenReport, Outcome, Parts, ReadNow,
+    TableFrom, Token, Tuning, Volume, WriteData,
 };
 use bytes::Bytes;
 use rand::rngs::SmallRng;
@@ -488,19 +488,11 @@ impl World {
         let store =
             CrashStore { inner: FaultyStore::new(self.bucket.clone(), self.plan.clone()), disk: self.disk.clone() };
         let parts = Parts {
-            store: Arc::new(store),
-            device: self.disk.clone(),
             home: TableHome::Memory(self.kv.clone()),
-            last_epoch: None,
             rebuild: self.rebuild,
-            progress: Arc::default(),
-            frame_cache: None,
-            blocking: Blocking::Inline,
-            wall: Arc::new(|| 0),
-            jitter: Arc::new(|| 0.5),
             segments_max: SEGMENTS_MAX,
-            tuning: self.tuning,
             keys: self.keys.clone(),
+            ..Parts::repeatable(Arc::new(store), self.disk.clone(), self.tuning)
         };
         let disk = self.disk.clone();
         let crashed = async move {
