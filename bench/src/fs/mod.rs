@@ -107,6 +107,14 @@ fn make_cold(place: &Place, command: Option<&str>) -> Result<()> {
         let status = Command::new("sh").args(["-c", command, "cold", &place.name]).status().context("cannot run sh")?;
         ensure!(status.success(), "{command} failed for {}: {status}", place.name);
     }
+    drop_caches()
+}
+
+/// Has the kernel forget what it can read again.
+///
+/// # Errors
+/// Without the right to.
+pub(crate) fn drop_caches() -> Result<()> {
     // SAFETY: it takes nothing and cannot fail.
     unsafe { libc::sync() };
     std::fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the kernel's caches; run as root")

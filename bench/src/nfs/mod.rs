@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use crate::report::{self, Better, Case};
+use crate::server::process;
 use server::{Kind, Server};
 use work::{Filled, Scale, Work};
 
@@ -55,9 +56,8 @@ pub fn run(args: &Args) -> Result<()> {
     let scale = Scale::new(percent);
     let fsd = match &args.fsd {
         Some(fsd) => fsd.clone(),
-        None => std::env::current_exe()?.with_file_name("fsd"),
+        None => process::beside_us("fsd")?,
     };
-    ensure!(fsd.exists(), "there is no {}; build it with: cargo build --release --workspace", fsd.display());
     std::fs::create_dir_all(&args.dir)?;
     let dir = tempfile::Builder::new().prefix("bench-nfs-").tempdir_in(&args.dir)?;
     let kinds = if args.alone { &[Kind::Fsd][..] } else { &[Kind::Fsd, Kind::Ganesha] };

@@ -1,6 +1,6 @@
 //! The NFS servers that are compared: fsd on a file, Ganesha on a directory, both in one directory on one disk.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::client::Session;
-
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::fs::drop_caches;
+use crate::server::process;
 
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +47,7 @@ impl Server {
     pub fn create(kind: Kind, fsd: &Path, bucket: bool, dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir.join("tree"))?;
         let dir = dir.canonicalize()?;
-        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let addr = process::free_port()?;
         let mut server = Self { kind, dir, addr, fsd: fsd.to_owned(), bucket, child: None };
         match kind {
             Kind::Fsd => {
@@ -74,9 +73,7 @@ impl Server {
     /// Ends it in order and starts it again, with nothing in the kernel's caches.
     pub fn make_cold(&mut self) -> Result<()> {
         self.stop()?;
-        // SAFETY: it takes nothing and cannot fail.
-        unsafe { libc::sync() };
-        std::fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the kernel's caches; run as root")?;
+        drop_caches()?;
         self.start()
     }
 
@@ -126,7 +123,7 @@ impl Server {
             )
         })?;
         self.child = Some(child);
-        let deadline = Instant::now() + START_TIMEOUT;
+        let deadline = Instant::now() + process::START_TIMEOUT;
         loop {
             // Ganesha listens before it answers.
             let found = Session::connect(self.addr, "is it there").and_then(|mut session| session.root());
@@ -140,26 +137,11 @@ impl Server {
     }
 
     fn stop(&mut self) -> Result<()> {
-        let Some(mut child) = self.child.take() else { return Ok(()) };
-        // SAFETY: kill takes plain numbers; the child is ours and not yet waited for, so its id is not reused.
-        unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        while child.try_wait()?.is_none() {
-            if Instant::now() > deadline {
-                child.kill()?;
-                child.wait()?;
-                bail!("{} did not end within {STOP_TIMEOUT:?} of SIGTERM", self.kind.name());
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
+        self.child.take().map_or(Ok(()), |child| process::stop(child, self.kind.name()).map(drop))
     }
 
     fn said(&self) -> String {
-        let log = std::fs::read(self.dir.join("log")).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        process::tail(&self.dir.join("log"))
     }
 }
 

@@ -9,7 +9,8 @@ use ::blockd::store::StoreCounters;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{START_TIMEOUT, Server};
+use super::Server;
+use super::process::{self, START_TIMEOUT};
 use crate::load::Endpoint;
 
 /// The volume everything happens on.
@@ -33,18 +34,7 @@ pub struct BlockdOptions {
 impl BlockdOptions {
     /// The program built beside this one, with its defaults.
     pub fn beside_us() -> Result<Self> {
-        let mut program = std::env::current_exe()?;
-        program.set_file_name("blockd");
-        // Tests run from target/release/deps.
-        if !program.exists()
-            && let Some(parent) = program.parent().and_then(|dir| dir.parent())
-        {
-            program = parent.join("blockd");
-        }
-        if !program.exists() {
-            bail!("there is no {}; build it with: cargo build --release -p blockd", program.display());
-        }
-        Ok(Self::at(program))
+        Ok(Self::at(process::beside_us("blockd")?))
     }
 
     /// This program, with its defaults.

@@ -5,6 +5,7 @@
 mod blockd;
 mod delay;
 mod peers;
+pub(crate) mod process;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,11 +20,6 @@ pub use self::blockd::{BlockdOptions, VOLUME, VolumeStatus};
 pub use self::delay::DelayedPath;
 use crate::client::{Client, NvmeVolume};
 use crate::load::{self, Endpoint, Outcome, Pool, Until, Workload};
-
-/// How long a server may take until it accepts connections.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a server may take to end when asked, before it is killed.
-const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Which server.
 #[derive(Clone, Debug)]
@@ -92,8 +88,8 @@ impl Server {
         let dir = dir.canonicalize()?;
         let endpoint = match transport.into() {
             Transport::Unix => Endpoint::Unix(dir.join("nbd.sock")),
-            Transport::Tcp => Endpoint::Tcp(free_port()?),
-            Transport::Nvme => Endpoint::Nvme(free_port()?),
+            Transport::Tcp => Endpoint::Tcp(process::free_port()?),
+            Transport::Nvme => Endpoint::Nvme(process::free_port()?),
         };
         let mut server = Self { kind, dir, size_bytes, endpoint, child: None };
         if matches!(server.kind, Kind::NbdkitFile | Kind::QemuNbd { .. }) {
@@ -138,7 +134,7 @@ impl Server {
     }
 
     fn wait_until_ready(&mut self, command: &Command) -> Result<()> {
-        let deadline = Instant::now() + START_TIMEOUT;
+        let deadline = Instant::now() + process::START_TIMEOUT;
         loop {
             let error = match self.connect() {
                 Ok(client) if client.size() == self.size_bytes => return Ok(()),
@@ -213,29 +209,12 @@ impl Server {
 
     /// Ends it with SIGTERM and waits for it to finish in order.
     pub fn stop(&mut self) -> Result<ExitStatus> {
-        let mut child = self.child.take().context("the server does not run")?;
-        // SAFETY: kill takes plain numbers; the child is ours and not yet waited for, so its id is not reused.
-        unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        loop {
-            if let Some(status) = child.try_wait()? {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                child.kill()?;
-                child.wait()?;
-                bail!("{} did not end within {STOP_TIMEOUT:?} of SIGTERM", self.name());
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
+        process::stop(self.child.take().context("the server does not run")?, self.name())
     }
 
     /// The last lines it printed.
     pub fn log_tail(&self) -> String {
-        let log = std::fs::read(self.log_file()).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        process::tail(&self.log_file())
     }
 
     fn log_file(&self) -> PathBuf {
@@ -255,9 +234,4 @@ impl Drop for Server {
             eprintln!("{error:#}");
         }
     }
-}
-
-/// A TCP port of the loopback interface that was free a moment ago.
-fn free_port() -> io::Result<std::net::SocketAddr> {
-    std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()
 }
