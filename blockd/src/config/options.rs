@@ -180,8 +180,8 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block_cache: Option<ByteSize>,
 
-    /// Of what a client reads in order, the most that is kept in memory behind it; the rest is kept when it is read a second
-    /// time, and only then goes to the read cache's disk [default: a 16th of block-cache, at least 64MiB]
+    /// Of what a client reads in order, the most that is kept in memory behind it; the rest is in the read cache, and kept in
+    /// memory when it is read a second time [default: a 16th of block-cache, at least 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Memory and caches")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_sequential: Option<ByteSize>,
