@@ -20,6 +20,7 @@ pub mod inode;
 pub mod journal;
 pub mod layout;
 pub mod lock;
+mod mutex;
 pub mod snapshots;
 mod tree;
 pub mod vfs;

@@ -194,11 +194,6 @@ impl Vfs for CountedTree {
         result
     }
 
-    fn write(&self, who: &Credentials, ino: Ino, at: WriteAt, data: &[u8]) -> Result<Written> {
-        self.counters.write_bytes.fetch_add(data.len() as u64, Relaxed);
-        self.count(&self.counters.writes, self.tree.write(who, ino, at, data))
-    }
-
     fn write_accepting(
         &self,
         who: &Credentials,

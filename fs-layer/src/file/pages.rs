@@ -3,10 +3,11 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::{PAGE_BYTES, Page};
 use crate::journal::IntMap;
+use crate::mutex::lock;
 use crate::vfs::Ino;
 use crate::waiting::about_to_wait;
 
@@ -387,8 +388,4 @@ impl PageCache {
     fn file_or_new(&self, ino: Ino) -> Arc<File> {
         lock(self.shard(ino)).entry(ino.0).or_default().clone()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -389,10 +389,6 @@ impl<L: Vfs> Vfs for SnapshotTree<L> {
         self.ask(ino, || Err(VfsError::IsDirectory), |tree, at| tree.read(at, offset, len))
     }
 
-    fn write(&self, who: &Credentials, ino: Ino, at: WriteAt, data: &[u8]) -> Result<Written> {
-        if is_live(ino) { self.live.write(who, ino, at, data) } else { Err(VfsError::ReadOnly) }
-    }
-
     fn write_accepting(
         &self,
         who: &Credentials,

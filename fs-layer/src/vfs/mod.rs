@@ -124,9 +124,11 @@ pub trait Vfs: Send + Sync {
     fn read(&self, ino: Ino, offset: u64, len: u32) -> Result<ReadData>;
 
     /// Writes at `at`, all of it or nothing. Clears set-id bits unless `who` may keep them. Returns where it was written and the attributes after.
-    fn write(&self, who: &Credentials, ino: Ino, at: WriteAt, data: &[u8]) -> Result<Written>;
+    fn write(&self, who: &Credentials, ino: Ino, at: WriteAt, data: &[u8]) -> Result<Written> {
+        self.write_accepting(who, ino, at, data, &mut || ())
+    }
 
-    /// As [`Vfs::write`], but calls `accepted` at most once as soon as it is certain that the bytes are written, unless this filesystem fails
+    /// As [`Vfs::write`], but may call `accepted`, once, as soon as it is certain that the bytes are written, unless this filesystem fails
     /// as a whole: who waits may go on, and every later call, a sync too, sees them. If it was not called the result says what happened.
     fn write_accepting(
         &self,
@@ -135,10 +137,7 @@ pub trait Vfs: Send + Sync {
         at: WriteAt,
         data: &[u8],
         accepted: &mut dyn FnMut(),
-    ) -> Result<Written> {
-        let _ = accepted;
-        self.write(who, ino, at, data)
-    }
+    ) -> Result<Written>;
 
     /// Everything written to the file before, its size and, unless `data_only`, its other attributes are durable on return, and
     /// so are its names.

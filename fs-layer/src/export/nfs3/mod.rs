@@ -128,7 +128,7 @@ pub fn run(shared: &Shared, peer: IpAddr, call: &Call<'_>) -> Outcome {
     let running = shared.replies.running(key);
     let outcome = run_now(shared, call, key.hash());
     if let Outcome::Results(results) = &outcome {
-        running.done(&results.parts().concat());
+        running.done(results.parts().concat());
     }
     outcome
 }

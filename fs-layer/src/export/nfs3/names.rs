@@ -120,7 +120,7 @@ pub fn create(q: &Request<'_>, r: &mut Reader<'_>, w: &mut Writer) -> Done {
 fn same_create(q: &Request<'_>, dir: Ino, name: Status<&[u8]>, verifier: [u8; 8]) -> Status<Attributes> {
     let name = check_new(name?, Nfs4Error::Exist)?;
     let file = q.shared.vfs.lookup(&q.who, dir, name)?;
-    let same = q.shared.exclusives.is_repeated(dir, name, verifier, file.ino);
+    let same = q.shared.exclusives.is_repeated(&q.shared.noted, dir, name, verifier, file.ino);
     if same && file.kind == FileKind::File { Ok(file) } else { Err(Nfs4Error::Exist) }
 }
 

@@ -85,9 +85,9 @@ impl Replies {
     }
 
     /// Keeps what was answered.
-    fn done(&self, key: Key, results: &[u8]) {
+    fn done(&self, key: Key, results: Vec<u8>) {
         let mut inner = self.inner();
-        inner.replies.insert(key, Some(results.to_vec()));
+        inner.replies.insert(key, Some(results));
         inner.order.push_back(key);
         if inner.order.len() > KEPT_MAX
             && let Some(oldest) = inner.order.pop_front()
@@ -113,7 +113,7 @@ pub struct Running<'a> {
 
 impl Running<'_> {
     /// Keeps what was answered.
-    pub fn done(self, results: &[u8]) {
+    pub fn done(self, results: Vec<u8>) {
         self.replies.done(self.key, results);
     }
 }
@@ -134,11 +134,11 @@ mod tests {
         let key = |xid| Key { peer: IpAddr::from([127, 0, 0, 1]), xid, procedure: 8, arguments: 0 };
         assert_eq!(replies.begin(key(0)), Found::New);
         assert_eq!(replies.begin(key(0)), Found::Running);
-        replies.done(key(0), b"x");
+        replies.done(key(0), b"x".to_vec());
         assert_eq!(replies.begin(key(0)), Found::Done(b"x".to_vec()));
         for xid in 1..=KEPT_MAX as u32 {
             assert_eq!(replies.begin(key(xid)), Found::New);
-            replies.done(key(xid), b"y");
+            replies.done(key(xid), b"y".to_vec());
         }
         assert_eq!(replies.begin(key(0)), Found::New);
         replies.forget(key(0));

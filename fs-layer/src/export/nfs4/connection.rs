@@ -9,7 +9,7 @@ use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -22,6 +22,7 @@ use super::rpc::{self, Answer, Caller, LAST_FRAGMENT, Message};
 use super::server::Shared;
 use super::xdr::Writer;
 use crate::export::nfs3::{self, Outcome, mount};
+use crate::mutex::lock;
 
 /// Requests of a connection under way at a time, from the last byte read to the last byte of the reply sent.
 const RUNNING_MAX: usize = 64;
@@ -64,10 +65,6 @@ pub struct Connection {
     open: AtomicBool,
     next_xid: AtomicU32,
     calls: Mutex<HashMap<u32, Then>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Connection {

@@ -5,10 +5,11 @@
 //! remembered, and those of the runs before are known by what was noted with the change ([`Vfs::noting`](crate::vfs::Vfs::noting)).
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::mutex::lock;
 use crate::vfs::{self, Ino, Made, Vfs};
 
 /// Creates that are remembered; more than clients have under way.
@@ -21,12 +22,9 @@ struct Inner {
     order: VecDeque<u64>,
 }
 
-/// The exclusive creates of this run of the server, and of those before it.
-#[derive(Debug)]
-pub struct Exclusives {
-    inner: Mutex<Inner>,
-    before: HashSet<u64>,
-}
+/// The exclusive creates of this run of the server.
+#[derive(Debug, Default)]
+pub struct Exclusives(Mutex<Inner>);
 
 /// The name of an exclusive create among all requests; never 0.
 fn key(dir: Ino, name: &[u8], verifier: [u8; 8]) -> u64 {
@@ -34,15 +32,6 @@ fn key(dir: Ino, name: &[u8], verifier: [u8; 8]) -> u64 {
 }
 
 impl Exclusives {
-    /// `noted` is what servers before this one have noted.
-    pub fn new(noted: HashSet<u64>) -> Exclusives {
-        Exclusives { inner: Mutex::default(), before: noted }
-    }
-
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Runs `make`, which makes `name` in `dir`, and remembers that, here and over the end of the server.
     ///
     /// # Errors
@@ -57,7 +46,7 @@ impl Exclusives {
     ) -> vfs::Result<Made> {
         let key = key(dir, name, verifier);
         let made = vfs::noting(vfs, key, make)?;
-        let mut inner = self.inner();
+        let mut inner = lock(&self.0);
         if inner.made.insert(key, made.attributes.ino).is_none() {
             inner.order.push_back(key);
         }
@@ -69,9 +58,9 @@ impl Exclusives {
         Ok(made)
     }
 
-    /// Whether the file that has the name was made by this very request.
-    pub fn is_repeated(&self, dir: Ino, name: &[u8], verifier: [u8; 8], file: Ino) -> bool {
+    /// Whether the file that has the name was made by this very request, in this run or, by what was `noted`, in one before it.
+    pub fn is_repeated(&self, noted: &HashSet<u64>, dir: Ino, name: &[u8], verifier: [u8; 8], file: Ino) -> bool {
         let key = key(dir, name, verifier);
-        self.before.contains(&key) || self.inner().made.get(&key) == Some(&file)
+        noted.contains(&key) || lock(&self.0).made.get(&key) == Some(&file)
     }
 }

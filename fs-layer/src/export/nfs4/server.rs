@@ -65,12 +65,11 @@ impl Shared {
             options.grace,
         );
         let handles = Handles::new(start.handle_key, fs_id);
-        let noted: HashSet<u64> = vfs.noted().into_iter().collect();
-        let exclusives = Exclusives::new(noted.clone());
+        let noted = vfs.noted().into_iter().collect();
         Ok(Shared {
             vfs,
             noted,
-            exclusives,
+            exclusives: Exclusives::default(),
             options,
             handles,
             start,

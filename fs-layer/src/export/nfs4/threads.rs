@@ -11,7 +11,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use super::connection::{self, Connection};
 use super::receiving::Progress;
 use super::rpc;
 use super::server::Shared;
+use crate::mutex::lock;
 use crate::waiting;
 
 /// Requests under way at a time over all connections: each takes a thread, and the memory of a request and a reply.
@@ -72,7 +73,7 @@ impl Drop for Ending {
 
 /// What a thread works on.
 struct Turn {
-    threads: Weak<Threads>,
+    threads: Arc<Threads>,
     number: u64,
     connection: Arc<Connection>,
 }
@@ -80,10 +81,6 @@ struct Turn {
 thread_local! {
     /// Set while this thread has the turn to read a connection.
     static TURN: RefCell<Option<Turn>> = const { RefCell::new(None) };
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Threads {
@@ -272,7 +269,7 @@ impl Threads {
                 }
             };
             connection.begin();
-            TURN.set(Some(Turn { threads: Arc::downgrade(self), number, connection: connection.clone() }));
+            TURN.set(Some(Turn { threads: self.clone(), number, connection: connection.clone() }));
             if record.len() >= LONG {
                 pass()
             } else {
@@ -323,8 +320,6 @@ impl Threads {
 /// Lets another thread read the connection, if this one has the turn.
 fn pass() {
     let Some(Turn { threads, number, connection }) = TURN.take() else { return };
-    if let Some(threads) = threads.upgrade() {
-        threads.arm(number, &connection);
-        threads.ensure_waiting();
-    }
+    threads.arm(number, &connection);
+    threads.ensure_waiting();
 }

@@ -105,10 +105,6 @@ impl Vfs for Filesystem {
         self.do_read(ino, offset, len)
     }
 
-    fn write(&self, who: &Credentials, ino: Ino, at: WriteAt, data: &[u8]) -> Result<Written> {
-        self.do_write(who, ino, at, data, &mut || ())
-    }
-
     fn write_accepting(
         &self,
         who: &Credentials,

@@ -21,7 +21,7 @@ mod xattrs;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,7 @@ use crate::inode::Inode;
 use crate::journal::{Counts, Journal, Replayed, Tx, is_settled, replay};
 use crate::layout::{FIRST_FREE_INO, Geometry, load_superblock};
 use crate::lock::{LocalLocks, LockGuard, LockManager, LockMode};
+use crate::mutex::lock;
 
 /// The host slot of a filesystem with one host.
 const SLOT: u64 = 0;
@@ -380,10 +381,6 @@ fn run_background(weak: &Weak<Filesystem>, stop: &(Mutex<bool>, Condvar), every:
             tracing::warn!("what nobody waited for could not be made durable: {e}");
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The kind in a directory's entry.

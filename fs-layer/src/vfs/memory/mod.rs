@@ -178,7 +178,14 @@ impl Vfs for MemoryVfs {
         self.tree().read(ino, offset, len)
     }
 
-    fn write(&self, who: &Credentials, ino: Ino, at: WriteAt, data: &[u8]) -> Result<Written> {
+    fn write_accepting(
+        &self,
+        who: &Credentials,
+        ino: Ino,
+        at: WriteAt,
+        data: &[u8],
+        _accepted: &mut dyn FnMut(),
+    ) -> Result<Written> {
         self.tree().write(who, ino, at, data)
     }
 

@@ -135,15 +135,13 @@ fn opened_before(c: &mut Compound<'_>, how: Option<How>, r: &mut Reader<'_>, w: 
     let dir = c.current()?;
     let file = made_before(c, dir, name)?;
     Compound::check_regular(&file)?;
-    let set = match how {
-        How::Unchecked(settings) | How::Guarded(settings) | How::Exclusive(_, settings) => settings.named,
-    };
+    let (How::Unchecked(settings) | How::Guarded(settings) | How::Exclusive(_, settings)) = how;
     c.set_current(Some(file.ino));
     // Starts are numbered from 1, so that this names nothing.
     Stateid { seqid: 1, other: Other::new(0, file.ino.0) }.write(w);
     write_change(w, unchanged(c, dir)?);
     w.u32(RESULT_LOCKTYPE_POSIX | RESULT_MAY_NOTIFY_LOCK);
-    set.write(w);
+    settings.named.write(w);
     // OPEN_DELEGATE_NONE.
     w.u32(0);
     Ok(())
@@ -211,7 +209,7 @@ fn make(c: &Compound<'_>, dir: Ino, name: &[u8], how: How) -> Status<Opened> {
     let file = vfs.lookup(&c.who, dir, name)?;
     let change = unchanged(c, dir)?;
     match verifier {
-        Some(verifier) if c.shared.exclusives.is_repeated(dir, name, verifier, file.ino) => {
+        Some(verifier) if c.shared.exclusives.is_repeated(&c.shared.noted, dir, name, verifier, file.ino) => {
             Compound::check_regular(&file)?;
             // Made by this very request, whose reply was lost.
             Ok(Opened { file, made: true, dir: change, set, truncate: false })
