@@ -42,6 +42,9 @@ impl ObjectStore for OneChunk {
     async fn delete(&self, _: &[String]) -> Result<()> {
         unimplemented!()
     }
+    async fn delete_version(&self, _: &str, _: &Version) -> Result<()> {
+        unimplemented!()
+    }
     fn describe(&self) -> String {
         "one chunk".into()
     }

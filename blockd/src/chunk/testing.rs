@@ -113,6 +113,13 @@ impl ObjectStore for TestStore {
         Ok(())
     }
 
+    async fn delete_version(&self, key: &str, version: &Version) -> Result<()> {
+        match self.get(key).await {
+            Ok((_, standing)) if standing != *version => Self::failed(StoreErrorKind::Precondition, "delete", key),
+            _ => self.delete(&[key.to_owned()]).await,
+        }
+    }
+
     fn describe(&self) -> String {
         "test".into()
     }

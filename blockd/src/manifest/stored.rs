@@ -121,14 +121,14 @@ pub fn held_key(volume: VolumeId) -> String {
     format!("{HELD}{volume}")
 }
 
-/// Stores the manifest of a volume that is being deleted where its clones find it. Whether this did it.
-pub async fn create_held(store: &dyn ObjectStore, manifest: &Manifest) -> Result<bool, ManifestError> {
+/// Stores the manifest of a volume that is being deleted where its clones find it. Its version there if this did it.
+pub async fn create_held(store: &dyn ObjectStore, manifest: &Manifest) -> Result<Option<Version>, ManifestError> {
     if manifest.state != VolumeState::Deleting {
         return Err(ManifestError::Unfit { name: manifest.name.clone(), why: "it is not being deleted" });
     }
     match store.put(&held_key(manifest.id), manifest.encode(), PutMode::Create).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind == StoreErrorKind::Precondition => Ok(false),
+        Ok(version) => Ok(Some(version)),
+        Err(error) if error.kind == StoreErrorKind::Precondition => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -153,13 +153,25 @@ pub async fn load_held(
 }
 
 /// Replaces such a manifest that is still what it was when it was read as `version`.
-pub async fn replace_held(store: &dyn ObjectStore, manifest: &Manifest, version: Version) -> Result<(), ManifestError> {
-    put_over(store, &held_key(manifest.id), manifest, version).await.map(drop)
+pub async fn replace_held(
+    store: &dyn ObjectStore,
+    manifest: &Manifest,
+    version: Version,
+) -> Result<Version, ManifestError> {
+    put_over(store, &held_key(manifest.id), manifest, version).await
 }
 
-/// Deletes such a manifest.
-pub async fn remove_held(store: &dyn ObjectStore, volume: VolumeId) -> Result<(), ManifestError> {
-    Ok(store.delete(&[held_key(volume)]).await?)
+/// Deletes such a manifest, if it is still what it was as `version`.
+pub async fn remove_held(store: &dyn ObjectStore, volume: VolumeId, version: &Version) -> Result<(), ManifestError> {
+    delete(store, &held_key(volume), version).await
+}
+
+/// What stands there in another version is somebody else's, and this one is gone.
+async fn delete(store: &dyn ObjectStore, key: &str, version: &Version) -> Result<(), ManifestError> {
+    match store.delete_version(key, version).await {
+        Err(error) if error.kind != StoreErrorKind::Precondition => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// The new version, or nothing when the condition did not hold.
@@ -297,8 +309,9 @@ pub async fn list(store: &dyn ObjectStore) -> Result<Vec<String>, ManifestError>
     }
 }
 
-/// Deletes the manifest of the volume `name`. Its other objects must be gone before, or nothing tells whose they are.
-pub async fn remove(store: &dyn ObjectStore, name: &str) -> Result<(), ManifestError> {
+/// Deletes the manifest of the volume `name`, if it is still what it was as `version`: a volume that was made under that name
+/// since is another one. Its other objects must be gone before, or nothing tells whose they are.
+pub async fn remove(store: &dyn ObjectStore, name: &str, version: &Version) -> Result<(), ManifestError> {
     check_name(name)?;
-    Ok(store.delete(&[key(name)]).await?)
+    delete(store, &key(name), version).await
 }

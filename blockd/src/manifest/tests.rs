@@ -287,10 +287,18 @@ async fn volumes_are_listed_and_removed() {
     let junk = bytes::Bytes::from_static(b"x");
     store.put("volumes/x/other", junk.clone(), crate::store::PutMode::Create).await.unwrap();
     assert_eq!(list(&store).await.unwrap(), ["a", "b", "c"]);
-    remove(&store, "b").await.unwrap();
-    remove(&store, "b").await.unwrap();
+    let (_, version) = load(&store, "b").await.unwrap();
+    remove(&store, "b", &version).await.unwrap();
+    remove(&store, "b", &version).await.unwrap();
     assert_eq!(list(&store).await.unwrap(), ["a", "c"]);
     assert!(matches!(load(&store, "b").await, Err(ManifestError::NotFound(_))));
+    // The same request once more, after the name was given to another volume.
+    let another = Manifest { name: "b".into(), id: VolumeId([7; 16]), ..manifest() };
+    create(&store, &another).await.unwrap();
+    remove(&store, "b", &version).await.unwrap();
+    assert_eq!(load(&store, "b").await.unwrap().0, another);
+    let (_, version) = load(&store, "b").await.unwrap();
+    remove(&store, "b", &version).await.unwrap();
     assert!(matches!(load(&store, "a@b").await, Err(ManifestError::Name(_))));
     // A manifest under another volume's name, and one that is none.
     let stray = manifest().encode();

@@ -230,6 +230,12 @@ impl ObjectStore for CountedStore {
         self.watch(None, self.inner.delete(keys)).await
     }
 
+    async fn delete_version(&self, key: &str, version: &Version) -> Result<()> {
+        self.counts.deleted_keys.fetch_add(1, Relaxed);
+        self.bill(RequestMeter::free);
+        self.watch(None, self.inner.delete_version(key, version)).await
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }

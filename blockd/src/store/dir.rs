@@ -144,12 +144,21 @@ impl ObjectStore for DirStore {
             .map_err(|e| io_error("delete", keys.first().map_or("", String::as_str), e))
     }
 
+    async fn delete_version(&self, key: &str, version: &Version) -> Result<()> {
+        let path = self.path_of("delete", key)?;
+        let (lock, version) = (self.root.join(LOCK), version.clone());
+        match blocking(move || remove_if(&lock, &path, &version)).await.map_err(|e| io_error("delete", key, e))? {
+            Done::Written => Ok(()),
+            Done::Refused(why) => Err(StoreError::new(StoreErrorKind::Precondition, "delete", key, anyhow!(why))),
+        }
+    }
+
     fn describe(&self) -> String {
         format!("dir:{}", self.root.display())
     }
 }
 
-/// What became of a conditional write.
+/// What became of a conditional write or deletion.
 enum Done {
     Written,
     Refused(&'static str),
@@ -225,14 +234,30 @@ impl Put {
 
 /// Renames `tmp` over `path` if that still has version `expected`; one process and thread at a time.
 fn replace_if(lock: &Path, tmp: &Path, path: &Path, expected: &Version) -> io::Result<Done> {
+    let gone = || Ok(Done::Refused("the object is gone"));
+    if_version(lock, path, expected, gone, || fs::rename(tmp, path))
+}
+
+/// Removes `path` durably if it still has version `expected`, as [`replace_if`].
+fn remove_if(lock: &Path, path: &Path, expected: &Version) -> io::Result<Done> {
+    if_version(lock, path, expected, || Ok(Done::Written), || remove_durably(&[path.to_owned()]))
+}
+
+fn if_version(
+    lock: &Path,
+    path: &Path,
+    expected: &Version,
+    absent: impl FnOnce() -> io::Result<Done>,
+    act: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Done> {
     let lock = fs::File::open(lock)?;
     lock.lock()?;
     // The lock goes when the file is closed, at the end of this function or of this process.
     match fs::read(path) {
-        Err(e) if is_absent(&e) => Ok(Done::Refused("the object is gone")),
+        Err(e) if is_absent(&e) => absent(),
         Err(e) => Err(e),
         Ok(content) if version_of(&content) != *expected => Ok(Done::Refused("the object has another version")),
-        Ok(_) => fs::rename(tmp, path).map(|()| Done::Written),
+        Ok(_) => act().map(|()| Done::Written),
     }
 }
 

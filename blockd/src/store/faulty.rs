@@ -344,6 +344,13 @@ impl<S: ObjectStore + 'static> ObjectStore for FaultyStore<S> {
         Ok(())
     }
 
+    async fn delete_version(&self, key: &str, version: &Version) -> Result<()> {
+        let (inner, k, version) = (self.inner.clone(), key.to_owned(), version.clone());
+        let call = async move { inner.delete_version(&k, &version).await };
+        self.under(Op::Delete, key, call).await?;
+        Ok(())
+    }
+
     fn describe(&self) -> String {
         format!("faulty {}", self.inner.describe())
     }

@@ -127,6 +127,19 @@ impl ObjectStore for MemoryStore {
         Ok(())
     }
 
+    async fn delete_version(&self, key: &str, expected: &Version) -> Result<()> {
+        let mut state = self.lock();
+        match state.objects.get(key).map(|object| version(object.version)) {
+            None => {}
+            Some(standing) if standing == *expected => drop(state.objects.remove(key)),
+            Some(_) => {
+                let why = anyhow!("the object has another version");
+                return Err(StoreError::new(StoreErrorKind::Precondition, "delete", key, why));
+            }
+        }
+        Ok(())
+    }
+
     fn describe(&self) -> String {
         "memory".to_owned()
     }

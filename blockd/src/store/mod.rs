@@ -74,7 +74,7 @@ pub struct ListEntry {
 pub enum StoreErrorKind {
     /// No object has this key.
     NotFound,
-    /// The condition of a conditional PUT did not hold (412), or the object exists already.
+    /// The condition of a request did not hold (412), or the object exists already.
     Precondition,
     /// The store asks for less (503 SlowDown, 429). Retry later.
     Throttled,
@@ -154,6 +154,10 @@ pub trait ObjectStore: fmt::Debug + Send + Sync {
     async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<ListEntry>>;
     /// Deletes objects; keys that do not exist are no error.
     async fn delete(&self, keys: &[String]) -> Result<()>;
+    /// Deletes an object if it is still this version (`If-Match`), for keys that are used again: a deletion that takes effect
+    /// late must not hit the next object of that name. `Precondition` if another stands there; none is no error. Some
+    /// S3-compatible stores ignore the condition, and delete whatever there is.
+    async fn delete_version(&self, key: &str, version: &Version) -> Result<()>;
     /// One line for logs and status, for instance `dir:/srv/bucket` or `s3://bucket/prefix`.
     fn describe(&self) -> String;
 }

@@ -75,9 +75,9 @@ pub async fn delete(
     }
     // Somebody else may have finished this deletion long ago, and made a new volume of the name.
     match manifest::load(store, name).await {
-        Ok((found, _)) if found.id == manifest.id && found.state == VolumeState::Deleting => {
+        Ok((found, version)) if found.id == manifest.id && found.state == VolumeState::Deleting => {
             lease::remove(store, name).await.map_err(OpenError::from)?;
-            manifest::remove(store, name).await.map_err(error)?;
+            manifest::remove(store, name, &version).await.map_err(error)?;
         }
         Ok(_) | Err(ManifestError::NotFound(_)) => {}
         Err(e) => return Err(error(e)),

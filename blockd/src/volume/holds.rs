@@ -16,7 +16,7 @@ use crate::checkpoint::{collect, rebuild};
 use crate::crypt::Keys;
 use crate::lease;
 use crate::manifest::{self, Hold, LockError, Manifest, ManifestError, Origin, Snapshot, VolumeState};
-use crate::store::{self, ObjectStore};
+use crate::store::{self, ObjectStore, Version};
 use crate::types::VolumeId;
 
 /// What became of a hold.
@@ -80,34 +80,39 @@ async fn release_held(
     keys: Option<&Keys>,
 ) -> Result<Released, OpenError> {
     let error = |e| OpenError::manifest(&origin.name, e);
-    let left = loop {
+    let (left, version) = loop {
         let Some((found, version)) = manifest::load_held(store, origin.volume).await.map_err(error)? else {
             return Ok(Released::Gone);
         };
         let mut left = found.clone();
         remove(&mut left, clone);
         if left == found {
-            break left;
+            break (left, version);
         }
         match manifest::replace_held(store, &left, version).await {
-            Ok(()) => break left,
+            Ok(version) => break (left, version),
             Err(ManifestError::LostRace(_)) => {}
             Err(e) => return Err(error(e)),
         }
     };
     if !left.is_held() {
-        finish_held(store, &left, keys).await?;
+        finish_held(store, &left, &version, keys).await?;
     }
     Ok(Released::Gone)
 }
 
 /// Deletes what is left of a volume that nobody holds any more.
-async fn finish_held(store: &dyn ObjectStore, left: &Manifest, keys: Option<&Keys>) -> Result<(), OpenError> {
+async fn finish_held(
+    store: &dyn ObjectStore,
+    left: &Manifest,
+    version: &Version,
+    keys: Option<&Keys>,
+) -> Result<(), OpenError> {
     delete_objects(store, left.id, |_, _| {}).await?;
     if let Some(origin) = &left.origin {
         release(store, origin, left.id, keys).await?;
     }
-    manifest::remove_held(store, left.id).await.map_err(|e| OpenError::manifest(&left.name, e))
+    manifest::remove_held(store, left.id, version).await.map_err(|e| OpenError::manifest(&left.name, e))
 }
 
 fn has(manifest: &Manifest, clone: VolumeId) -> bool {
@@ -128,18 +133,18 @@ pub(super) async fn move_away(store: &dyn ObjectStore, manifest: &Manifest) -> R
     let error = |e| OpenError::manifest(&manifest.name, e);
     let created = manifest::create_held(store, manifest).await.map_err(error)?;
     let there = match manifest::load(store, &manifest.name).await {
-        Ok((found, _)) => found.id == manifest.id && found.state == VolumeState::Deleting,
-        Err(ManifestError::NotFound(_)) => false,
+        Ok((found, version)) if found.id == manifest.id && found.state == VolumeState::Deleting => Some(version),
+        Ok(_) | Err(ManifestError::NotFound(_)) => None,
         Err(e) => return Err(error(e)),
     };
     match (created, there) {
-        (_, true) => {
+        (_, Some(version)) => {
             lease::remove(store, &manifest.name).await?;
-            manifest::remove(store, &manifest.name).await.map_err(error)
+            manifest::remove(store, &manifest.name, &version).await.map_err(error)
         }
         // Others have moved it and let go of it since: what was just written is nobody's.
-        (true, false) => manifest::remove_held(store, manifest.id).await.map_err(error),
-        (false, false) => Ok(()),
+        (Some(version), None) => manifest::remove_held(store, manifest.id, &version).await.map_err(error),
+        (None, None) => Ok(()),
     }
 }
 
@@ -247,7 +252,7 @@ pub async fn settle_held(store: &dyn ObjectStore, volume: VolumeId, keys: Option
     }
     match load().await? {
         Some((left, _)) if left.is_held() => Ok(false),
-        Some((left, _)) => finish_held(store, &left, keys).await.map(|()| true),
+        Some((left, version)) => finish_held(store, &left, &version, keys).await.map(|()| true),
         None => Ok(true),
     }
 }

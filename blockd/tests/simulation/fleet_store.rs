@@ -90,6 +90,12 @@ impl ObjectStore for HostStore {
         self.goes_on().await;
         answer
     }
+    async fn delete_version(&self, key: &str, version: &Version) -> blockd::store::Result<()> {
+        self.alive().await;
+        let answer = self.inner.delete_version(key, version).await;
+        self.goes_on().await;
+        answer
+    }
     fn describe(&self) -> String {
         "simulated bucket".into()
     }

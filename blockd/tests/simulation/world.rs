@@ -92,6 +92,10 @@ impl ObjectStore for CrashStore {
         self.alive().await;
         self.inner.delete(keys).await
     }
+    async fn delete_version(&self, key: &str, version: &Version) -> blockd::store::Result<()> {
+        self.alive().await;
+        self.inner.delete_version(key, version).await
+    }
     fn describe(&self) -> String {
         "simulated bucket".into()
     }

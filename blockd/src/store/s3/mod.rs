@@ -184,7 +184,7 @@ impl S3Store {
             }
         }
         stream::iter(keys.to_vec())
-            .map(|key| async move { self.retry(0, || self.delete_once(&key)).await })
+            .map(|key| async move { self.retry(0, || self.delete_once(&key, None)).await })
             .buffer_unordered(DELETES_IN_FLIGHT)
             .try_collect::<()>()
             .await?;
@@ -277,6 +277,14 @@ impl ObjectStore for S3Store {
             self.delete_batch(batch).await?;
         }
         Ok(())
+    }
+
+    async fn delete_version(&self, key: &str, version: &Version) -> Result<()> {
+        match self.retry(0, || self.delete_once(key, Some(version))).await {
+            // The store may not know the condition.
+            Err(e) if e.kind == StoreErrorKind::Invalid => self.retry(0, || self.delete_once(key, None)).await,
+            other => other,
+        }
     }
 
     fn describe(&self) -> String {

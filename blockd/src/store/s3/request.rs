@@ -235,9 +235,14 @@ impl S3Store {
         .await
     }
 
-    pub(super) async fn delete_once(&self, key: &str) -> Result<()> {
+    pub(super) async fn delete_once(&self, key: &str, version: Option<&Version>) -> Result<()> {
         self.meter.free();
-        let request = self.client.delete_object().bucket(&self.options.bucket).key(self.full_key(key));
+        let request = self
+            .client
+            .delete_object()
+            .bucket(&self.options.bucket)
+            .key(self.full_key(key))
+            .set_if_match(version.map(|version| version.0.clone()));
         let send = async { request.send().await.map_err(|e| from_sdk("delete", key, e)) };
         match self.limited("delete", key, 0, send).await {
             Err(e) if e.kind != StoreErrorKind::NotFound => Err(e),
