@@ -96,7 +96,9 @@ fn seeds() {
     });
     let referred = world::REFERRED.load(Ordering::Relaxed);
     println!("{referred} blocks were copied by reference");
-    assert!(ran.is_none() || referred > 0);
+    let (matches, mismatches) = (world::MATCHES.load(Ordering::Relaxed), world::MISMATCHES.load(Ordering::Relaxed));
+    println!("{matches} compare-and-writes wrote, {mismatches} did not");
+    assert!(ran.is_none() || (referred > 0 && matches > 0 && mismatches > 0));
 }
 
 /// Several hosts that want the same volume.

@@ -64,6 +64,8 @@ pub struct ClientModel {
     sectors: Vec<Vec<Candidate>>,
     in_flight: HashMap<Token, Change>,
     copies: BTreeMap<u64, Copying>,
+    /// What compare-and-writes want to find.
+    comparing: HashMap<Token, Vec<Value>>,
     flushing: HashMap<Token, u64>,
     clock: u64,
     /// Everything acknowledged up to this time must survive a power cut.
@@ -77,6 +79,7 @@ impl ClientModel {
             sectors: vec![blank; sectors],
             in_flight: HashMap::new(),
             copies: BTreeMap::new(),
+            comparing: HashMap::new(),
             flushing: HashMap::new(),
             clock: 1,
             flushed: 0,
@@ -94,6 +97,42 @@ impl ClientModel {
             self.candidate(sector, value, submitted);
         }
         self.in_flight.insert(token, Change { first, count, submitted, fua });
+    }
+
+    /// A write of what has been there if `expected` stands there; see [`ClientModel::compared`].
+    pub fn compare(&mut self, token: Token, first: usize, expected: Vec<Value>, value: Value, fua: bool) {
+        self.change(token, first, expected.len(), value, fua);
+        self.comparing.insert(token, expected);
+    }
+
+    /// What a sector most likely holds.
+    pub fn likely(&self, sector: usize) -> Value {
+        let candidates = &self.sectors[sector];
+        candidates.iter().rfind(|c| c.acked.is_some()).or(candidates.last()).map_or(0, |c| c.value)
+    }
+
+    /// A compare-and-write was answered: it wrote if it found what it wanted. Whether this was one.
+    pub fn compared(&mut self, token: Token, found: bool) -> bool {
+        let Some(expected) = self.comparing.remove(&token) else { return false };
+        let Change { first, submitted, .. } = self.in_flight[&token];
+        for (sector, value) in (first..).zip(&expected) {
+            let may = self.allows(sector, *value, submitted);
+            assert!(may || !found, "a comparison found {value} in sector {sector}: {}", self.describe(sector));
+        }
+        if found {
+            return true;
+        }
+        // It wrote nothing, so nobody may see it any more.
+        for sector in &mut self.sectors[first..first + expected.len()] {
+            sector.retain(|c| c.submitted != submitted);
+        }
+        self.in_flight.remove(&token);
+        let differs = (first..).zip(&expected).any(|(sector, value)| {
+            let other = |c: &&Candidate| c.value != *value && self.allows(sector, c.value, submitted);
+            self.sectors[sector].iter().any(|c| other(&c))
+        });
+        assert!(differs, "a comparison did not find what is there in {} sectors from {first} on", expected.len());
+        true
     }
 
     /// A copy of sectors: whatever may stand at the source, now or before it is answered.
@@ -174,6 +213,7 @@ impl ClientModel {
         }
         self.in_flight.clear();
         self.copies.clear();
+        self.comparing.clear();
         self.flushing.clear();
         self.flushed = now;
     }

@@ -39,11 +39,16 @@ const SECTORS: usize = BLOCKS * SECTORS_PER_BLOCK;
 const SEGMENT_BYTES: u64 = 256 * 1024;
 const SEGMENTS_MAX: u32 = 8;
 const NAME: &str = "sim";
+/// Sectors in one compare-and-write, at most.
+const COMPARED_MAX: usize = 5 * SECTORS_PER_BLOCK;
 /// No request takes effect later than this after it was answered, by the bucket's clock.
 const STALL_MAX: Duration = Duration::from_millis(200);
 
 /// Blocks that became references, in all seeds.
 pub static REFERRED: AtomicU64 = AtomicU64::new(0);
+/// Compare-and-writes that wrote, and that did not.
+pub static MATCHES: AtomicU64 = AtomicU64::new(0);
+pub static MISMATCHES: AtomicU64 = AtomicU64::new(0);
 
 /// Dies with the machine: a request begun before the crash is never answered after it.
 #[derive(Debug)]
@@ -629,7 +634,7 @@ impl World {
         let count = count.min(SECTORS - first);
         let (offset, len) = ((first * SECTOR) as u64, (count * SECTOR) as u64);
         let fua = self.rng.random_bool(0.1);
-        match self.rng.random_range(0..23) {
+        match self.rng.random_range(0..24) {
             0..=9 => {
                 let value = self.next_value;
                 self.next_value += 1;
@@ -665,8 +670,25 @@ impl World {
                 life.volume.prefetch(token, offset, len);
             }
             20..=22 => self.copy(life, token, first, count, fua),
+            23 => self.compare(life, token, first, count.min(COMPARED_MAX), fua),
             _ => self.read(life, token, first, count),
         }
+    }
+
+    /// Writes if there is what is most likely there.
+    fn compare(&mut self, life: &mut Life, token: Token, first: usize, count: usize, fua: bool) {
+        let mut expected: Vec<Value> = (first..first + count).map(|sector| self.client.likely(sector)).collect();
+        if self.rng.random_bool(0.2) {
+            let at = self.rng.random_range(0..count);
+            expected[at] = self.next_value;
+        }
+        let value = self.next_value + 1;
+        self.next_value += 2;
+        let wanted = expected.iter().flat_map(|value| sector_of(*value)).collect();
+        let data = (0..count).flat_map(|_| sector_of(value)).collect();
+        self.client.compare(token, first, expected, value, fua);
+        life.changes.insert(token);
+        life.volume.compare_write(token, (first * SECTOR) as u64, wanted, data, fua);
     }
 
     /// Copies whole blocks to somewhere else.
@@ -807,7 +829,16 @@ impl World {
                             assert!(!lost, "a chunk that is needed was deleted: {why}");
                         }
                         (Some(_), Err(IoError::Shutdown)) => {}
-                        (None, Ok(_)) => self.client.acked(done.token),
+                        (None, Ok(Outcome::Mismatch)) => {
+                            assert!(self.client.compared(done.token, false), "only a comparison is a mismatch");
+                            MISMATCHES.fetch_add(1, Ordering::Relaxed);
+                        }
+                        (None, Ok(_)) => {
+                            if self.client.compared(done.token, true) {
+                                MATCHES.fetch_add(1, Ordering::Relaxed);
+                            }
+                            self.client.acked(done.token);
+                        }
                         (None, Err(IoError::Shutdown)) if life.closing => {}
                         // Part of a block, whose rest came damaged from the bucket each time it was read.
                         (None, Err(IoError::Read(why))) if why.contains("is damaged") => {}

@@ -21,7 +21,7 @@ impl S3Store {
             && error.downcast_ref::<StoreError>().is_some_and(StoreError::is_transient)
         {
             // Patience has run out already. Should the probe stand there all the same, one request may remove it.
-            let _ = self.delete_once(&key).await;
+            let _ = self.delete_once(&key, None).await;
             return result.with_context(|| {
                 format!("the store {} does not answer; see that it runs and that its address is right", self.describe())
             });
