@@ -379,16 +379,14 @@ fn a_start_without_the_bucket_waits_for_it_and_says_so() {
     for outage in [Outage::Closing, Outage::Hanging] {
         daemon.kill();
         bucket.proxy.set_outage(outage);
-        std::thread::scope(|scope| {
-            let start = scope.spawn(|| daemon.restart());
-            std::thread::sleep(Duration::from_secs(5));
-            assert!(!start.is_finished(), "it did not wait for the bucket");
+        let expected = format!("the store {} at {} does not answer; see that it runs", bucket.url, bucket.proxy.url());
+        daemon.restart_while(|log| {
+            let said = || std::fs::read_to_string(log).unwrap();
+            let waits = || said().contains(&expected) && said().contains("; trying again in ");
+            assert!(wait(Duration::from_secs(60), waits), "{}", said());
             bucket.proxy.set_outage(Outage::None);
-            start.join().unwrap();
         });
         let log = daemon.log();
-        let expected = format!("the store {} at {} does not answer; see that it runs", bucket.url, bucket.proxy.url());
-        assert!(log.contains(&expected) && log.contains("; trying again in "), "{log}");
         assert!(daemon.ready.contains("1 of 1 volumes open"), "{}\n{log}", daemon.ready);
         shadow.check_all(&mut daemon.attach("disk"));
     }

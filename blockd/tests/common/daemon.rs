@@ -53,10 +53,11 @@ impl Daemon {
         let usual = [["--nbd-tcp", "none"].as_slice(), &small, &few].concat();
         let usual = usual.chunks(2).filter(|pair| !more.contains(&pair[0])).flatten();
         let args = usual.chain(more).map(|arg| (*arg).to_owned()).collect();
-        Self::spawn(data.to_owned(), args)
+        Self::spawn(data.to_owned(), args, |_| {})
     }
 
-    fn spawn(data: PathBuf, args: Vec<String>) -> Result<Self, (Option<i32>, String)> {
+    /// `meanwhile` gets the file with what it says, before it is waited for.
+    fn spawn(data: PathBuf, args: Vec<String>, meanwhile: impl FnOnce(&Path)) -> Result<Self, (Option<i32>, String)> {
         let log = tempfile::NamedTempFile::new().unwrap();
         let mut child = program()
             .args(["serve", "--data"])
@@ -67,6 +68,7 @@ impl Daemon {
             .stderr(log.reopen().unwrap())
             .spawn()
             .unwrap();
+        meanwhile(log.path());
         let mut ready = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
         if !ready.starts_with("blockd ready") {
@@ -184,12 +186,21 @@ impl Daemon {
 
     /// As [`Daemon::restart`], with other settings.
     pub fn restart_with(&mut self, change: impl FnOnce(&mut Vec<String>)) {
+        let mut args = self.args.clone();
+        change(&mut args);
+        self.restart_as(args, |_| {});
+    }
+
+    /// As [`Daemon::restart`]; `meanwhile` gets the file with what it says, before it is waited for.
+    pub fn restart_while(&mut self, meanwhile: impl FnOnce(&Path)) {
+        self.restart_as(self.args.clone(), meanwhile);
+    }
+
+    fn restart_as(&mut self, args: Vec<String>, meanwhile: impl FnOnce(&Path)) {
         if !self.ended {
             self.kill();
         }
-        let mut args = self.args.clone();
-        change(&mut args);
-        match Self::spawn(self.data.clone(), args) {
+        match Self::spawn(self.data.clone(), args, meanwhile) {
             Ok(daemon) => *self = daemon,
             Err((code, said)) => panic!("the daemon ended with {code:?} at its restart:\n{said}"),
         }
