@@ -100,11 +100,25 @@ fn what_is_not_home_is_read_and_shared() {
             assert_eq!(block(&fs, ino, at), [7 + at as u8; BLOCK_BYTES]);
         }
     }
-    // What is freed is not brought home any more.
-    let shrink = SetAttributes { size: Some(0), ..SetAttributes::default() };
-    fs.setattr(&who(), a, &shrink, false).expect("cut");
-    assert_eq!(fs.status().journaled_blocks, 0);
+}
+
+#[test]
+fn what_is_freed_is_not_brought_home() {
+    let (disk, _, fs) = made(128);
+    let (a, b) = (file(&fs, "a"), file(&fs, "b"));
+    for ino in [a, b] {
+        put(&fs, ino, 0, 0xab);
+        fs.fsync(ino, false).expect("fsync");
+    }
+    let cut = SetAttributes { size: Some(0), ..SetAttributes::default() };
+    fs.setattr(&who(), a, &cut, false).expect("cut");
+    assert_eq!(fs.status().journaled_blocks, 1);
     fs.close().expect("close");
+    let start = load_superblock(&*disk).expect("superblock").data_start;
+    let mut data = vec![0; 4096 * BLOCK_BYTES];
+    disk.read(start, &mut data).expect("read");
+    let home = data.chunks(BLOCK_BYTES).filter(|block| block.iter().all(|byte| *byte == 0xab)).count();
+    assert_eq!(home, 1);
 }
 
 #[test]

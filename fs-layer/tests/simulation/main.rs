@@ -61,7 +61,9 @@ fn is_io<T>(result: &Result<T>) -> bool {
 impl Simulation {
     fn new(seed: u64, small: bool) -> Simulation {
         let disk = Arc::new(CrashDisk::new(seed ^ 0xd15c));
-        mkfs(&*disk, &MkfsOptions { journal_blocks: 128, ..MkfsOptions::default() }).expect("mkfs");
+        // In a longer journal contents stay longer before they come home.
+        let journal_blocks = if small { [128, 512, 2048][(seed % 3) as usize] } else { 128 };
+        mkfs(&*disk, &MkfsOptions { journal_blocks, ..MkfsOptions::default() }).expect("mkfs");
         let mut simulation = Simulation {
             seed,
             small,
