@@ -113,6 +113,7 @@ fn what_is_freed_is_not_brought_home() {
     let cut = SetAttributes { size: Some(0), ..SetAttributes::default() };
     fs.setattr(&who(), a, &cut, false).expect("cut");
     assert_eq!(fs.status().journaled_blocks, 1);
+    fs.commit().expect("commit");
     fs.close().expect("close");
     let start = load_superblock(&*disk).expect("superblock").data_start;
     let mut data = vec![0; 4096 * BLOCK_BYTES];
