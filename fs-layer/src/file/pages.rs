@@ -232,14 +232,6 @@ impl PageCache {
         pages.iter().take_while(is_same).count()
     }
 
-    /// How many dirty pages follow each other from `block` on, at most `max`.
-    pub fn dirty_from(&self, ino: Ino, block: u64, max: usize) -> u32 {
-        let Some(file) = self.file(ino) else { return 0 };
-        let file = lock(&file.pages);
-        file.dirty.range(block..).zip(block..).take(max).take_while(|(found, expected)| *found == expected).count()
-            as u32
-    }
-
     /// Notes that so many dirty pages have addresses now, so that their space is counted already.
     pub fn placed(&self, pages: usize) {
         self.placed.fetch_add(pages, Ordering::Relaxed);

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
+use super::contents::HomeContents;
 use super::header::{HEADER_BLOCKS, JournalHeader};
 use super::record::Writer;
-use super::{Image, Journal, Log, Logged, Running, Tail, dead};
+use super::{Image, Journal, Log, Logged, Record, Running, Tail, dead};
 use crate::blocks::BlockKind;
 use crate::disk::{BLOCK_BYTES, BlockAddress};
-use crate::layout::seal;
+use crate::layout::{RawBlock, seal};
 use crate::vfs::{Result, VfsError};
 
 /// The most blocks whose newest image is in the journal only; they stay in memory.
@@ -67,7 +68,8 @@ impl Journal {
                     return Err(dead(why));
                 }
                 let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-                let empty = log.logged.is_empty() && log.discarded.is_empty() && log.tail.position == log.head;
+                let home = log.logged.is_empty() && log.away.is_empty();
+                let empty = home && log.discarded.is_empty() && log.tail.position == log.head;
                 if empty && state.running.is_empty() {
                     return Ok(());
                 }
@@ -88,7 +90,8 @@ impl Journal {
             if let Some(why) = &state.dead {
                 return Err(dead(why));
             }
-            let blocks = state.running.blocks.len() as u64 + state.running.freed.len() as u64 / 128;
+            let running = &state.running;
+            let blocks = (running.blocks.len() + running.contents.len() + running.freed.len() / 128) as u64;
             if blocks < self.geometry.journal_blocks / 4 {
                 return Ok(());
             }
@@ -149,8 +152,29 @@ impl Journal {
                 record = self.encode(log, running, sequence);
             }
         }
+        if !running.contents.is_empty() && !log.announced {
+            self.announce(log)?;
+        }
         let transaction = (sequence != 0).then_some((running, sequence));
         self.flush_step(log, record, transaction, all)
+    }
+
+    /// Says in both copies of the header that records may hold contents, before the first of them is written: a program that does not know them would take it
+    /// for a torn one, and lose it and what follows.
+    fn announce(&self, log: &mut Log) -> std::io::Result<()> {
+        for _ in 0..HEADER_BLOCKS {
+            let (at, block) = self.seal_header(log, log.tail, true);
+            self.disk.write(at, &block[..])?;
+            self.disk.flush()?;
+            log.header_version += 1;
+        }
+        log.announced = true;
+        Ok(())
+    }
+
+    fn seal_header(&self, log: &Log, tail: Tail, contents: bool) -> (BlockAddress, Box<RawBlock>) {
+        let header = JournalHeader::new(log.generation, log.salt, tail.position, tail.sequence);
+        header.seal(self.geometry.fragment(), self.geometry.journal(self.slot), log.header_version + 1, contents)
     }
 
     /// Writes the record, a batch of blocks home and a new tail, flushes, and notes what that made true.
@@ -162,15 +186,19 @@ impl Journal {
         all: bool,
     ) -> std::io::Result<()> {
         let batch = self.choose_home(log, transaction.map(|(running, _)| running), all);
-        let home = self.seal_runs(&batch);
+        let new_contents = transaction.map(|(running, _)| &running.contents);
+        let contents = log.choose_contents(new_contents, self.records_len(), all);
+        let home = self.seal_runs(&batch, &contents);
         let tail = self.choose_tail(log, all);
         let header = tail.map(|tail| {
-            let header = JournalHeader::new(log.generation, log.salt, tail.position, tail.sequence);
-            header.seal(self.geometry.fragment(), self.geometry.journal(self.slot), log.header_version + 1)
+            let stay = log.records.iter().filter(|record| record.begin.sequence >= tail.sequence);
+            let has_contents = new_contents.is_some_and(|new| !new.is_empty())
+                || stay.into_iter().any(|record| !record.contents.is_empty());
+            (tail, has_contents, self.seal_header(log, tail, has_contents))
         });
         let mut runs: Vec<(BlockAddress, &[u8])> = self.place(log.head, &record.bytes);
         runs.extend(home.iter().map(|(at, bytes)| (*at, &bytes[..])));
-        if let Some((at, block)) = &header {
+        if let Some((_, _, (at, block))) = &header {
             runs.push((*at, &block[..]));
         }
         let discarded = self.discards.take_done();
@@ -188,14 +216,16 @@ impl Journal {
             log.by_age.remove(&(logged.first, at));
             self.cache.unpin(at, version);
         }
+        self.are_home(log, &contents);
         for sequence in discarded {
             log.discarded.remove(&sequence);
         }
-        if let Some(tail) = tail {
+        if let Some((tail, has_contents, _)) = header {
             log.header_version += 1;
             log.tail = tail;
-            while log.records.front().is_some_and(|record| record.sequence < tail.sequence) {
-                log.records.pop_front();
+            log.announced &= has_contents;
+            while let Some(left) = log.records.pop_front_if(|record| record.begin.sequence < tail.sequence) {
+                self.left(left.begin.sequence, &left.contents);
             }
         }
         if let Some((running, sequence)) = transaction {
@@ -217,7 +247,8 @@ impl Journal {
 
     /// Enters the blocks of a transaction that is durable now.
     fn note(&self, log: &mut Log, running: &Running, sequence: u64, record: &Encoded) {
-        log.records.push_back(Tail { position: log.head, sequence });
+        let begin = Tail { position: log.head, sequence };
+        log.records.push_back(Record { begin, contents: running.contents.keys().copied().collect() });
         log.head += (record.bytes.len() / BLOCK_BYTES) as u64;
         for (at, image) in &running.blocks {
             let before = log.logged.remove(at);
@@ -237,6 +268,12 @@ impl Journal {
             log.by_age.insert((first, *at));
             log.logged.insert(*at, Logged { image: image.clone(), first });
         }
+        for (at, page) in &running.contents {
+            log.away.note(*at, page.clone(), sequence);
+        }
+        for (at, count) in &running.freed {
+            log.away.free(*at, *count);
+        }
     }
 
     fn encode(&self, log: &Log, running: &Running, sequence: u64) -> Encoded {
@@ -255,6 +292,9 @@ impl Journal {
                     full.insert(*at);
                 }
             }
+        }
+        for (at, page) in &running.contents {
+            writer.contents(*at, page);
         }
         for (at, count) in merged(&running.freed) {
             writer.freed(at, count);
@@ -287,32 +327,26 @@ impl Journal {
     }
 
     /// The blocks as they go to the disk, neighbours in one piece.
-    fn seal_runs(&self, batch: &[(BlockAddress, Image)]) -> Vec<(BlockAddress, Vec<u8>)> {
-        let mut runs: Vec<(BlockAddress, Vec<u8>)> = Vec::new();
+    fn seal_runs(&self, batch: &[(BlockAddress, Image)], contents: &[HomeContents]) -> Vec<(BlockAddress, Vec<u8>)> {
+        let mut runs = Vec::new();
         for (at, image) in batch {
-            let new = match runs.last() {
-                Some((start, bytes)) => start + (bytes.len() / BLOCK_BYTES) as u64 != *at,
-                None => true,
-            };
-            if new {
-                runs.push((*at, Vec::new()));
-            }
-            let (_, bytes) = runs.last_mut().expect("pushed if there was none");
-            let begin = bytes.len();
-            bytes.resize(begin + BLOCK_BYTES, 0);
-            seal(self.geometry.fragment(), *at, image.kind, image.version, &image.body, &mut bytes[begin..]);
+            let block = block_of(&mut runs, *at);
+            seal(self.geometry.fragment(), *at, image.kind, image.version, &image.body, block);
+        }
+        for (at, _, page) in contents {
+            block_of(&mut runs, *at).copy_from_slice(&page[..]);
         }
         runs
     }
 
     /// Where the tail may be now, if it is worth saying.
     fn choose_tail(&self, log: &Log, all: bool) -> Option<Tail> {
-        let needed =
-            log.by_age.first().map(|(first, _)| *first).into_iter().chain(log.discarded.first().copied()).min();
+        let needed = [log.by_age.first().map(|(first, _)| *first), log.away.first(), log.discarded.first().copied()];
+        let needed = needed.into_iter().flatten().min();
         let tail = match needed {
             // All of a record's blocks are home: go on behind it.
-            Some(needed) => *log.records.iter().find(|record| record.sequence >= needed)?,
-            None => Tail { position: log.head, sequence: log.records.back()?.sequence + 1 },
+            Some(needed) => log.records.iter().find(|record| record.begin.sequence >= needed)?.begin,
+            None => Tail { position: log.head, sequence: log.records.back()?.begin.sequence + 1 },
         };
         let gain = tail.position - log.tail.position;
         (gain > 0 && (all || gain >= self.records_len() / 16)).then_some(tail)
@@ -347,9 +381,25 @@ impl Log {
 
     /// Whether the next image of a block is full although differences would do: its first one is so old that it would keep the tail.
     fn renews(&self, logged: &Logged, records_len: u64) -> bool {
-        let first = self.records.partition_point(|record| record.sequence < logged.first);
-        self.records.get(first).is_some_and(|record| self.head - record.position > records_len / 4)
+        self.age(logged.first) > records_len / 4
     }
+
+    /// How many blocks were written to the journal since record `sequence` was begun.
+    pub(super) fn age(&self, sequence: u64) -> u64 {
+        let at = self.records.partition_point(|record| record.begin.sequence < sequence);
+        self.records.get(at).map_or(0, |record| self.head - record.begin.position)
+    }
+}
+
+/// Adds a block to the runs, and returns it to be filled; one that continues the last run becomes part of it.
+fn block_of(runs: &mut Vec<(BlockAddress, Vec<u8>)>, at: BlockAddress) -> &mut [u8] {
+    if runs.last().is_none_or(|(start, bytes)| start + (bytes.len() / BLOCK_BYTES) as u64 != at) {
+        runs.push((at, Vec::new()));
+    }
+    let (_, bytes) = runs.last_mut().expect("pushed if there was none");
+    let begin = bytes.len();
+    bytes.resize(begin + BLOCK_BYTES, 0);
+    &mut bytes[begin..]
 }
 
 /// Ranges that adjoin as one.

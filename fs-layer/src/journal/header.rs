@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::blocks::{BODY_BYTES, BlockKind};
 use crate::disk::{BLOCK_BYTES, BlockAddress, Disk};
-use crate::layout::{Opened, RawBlock, open, seal};
+use crate::layout::{Opened, RawBlock, open, seal, seal_newer};
 
 /// Blocks at the beginning of a journal for its header.
 pub const HEADER_BLOCKS: u64 = 2;
@@ -41,11 +41,19 @@ impl JournalHeader {
         }
     }
 
-    /// The block of version `version` and where it goes: the copies take turns, so that a torn one leaves the other.
-    pub fn seal(&self, filesystem: [u8; 8], start: BlockAddress, version: u64) -> (BlockAddress, Box<RawBlock>) {
+    /// The block of version `version` and where it goes: the copies take turns, so that a torn one leaves the other. With `contents`, records may hold
+    /// contents of data blocks, and who does not know those must not read on: for him the block is of a newer format.
+    pub fn seal(
+        &self,
+        filesystem: [u8; 8],
+        start: BlockAddress,
+        version: u64,
+        contents: bool,
+    ) -> (BlockAddress, Box<RawBlock>) {
         let at = start + version % HEADER_BLOCKS;
         let mut block = Box::new([0; BLOCK_BYTES]);
         let body = self.as_bytes().try_into().expect("asserted above");
+        let seal = if contents { seal_newer } else { seal };
         seal(filesystem, at, BlockKind::Journal, version, body, &mut block[..]);
         (at, block)
     }

@@ -17,13 +17,14 @@
 //! image after a block was written home is full: a home write that a power cut tore is repaired from the journal alone. A block in
 //! the record of a step is not written home in the same step.
 //!
-//! Data blocks are not in the journal. Their addresses are never used twice, so a record that survives without the data it points to shows
-//! zeros, never anything else, and only until the flush that both wait for.
+//! Data blocks are in the journal only where few of them are synced ([`contents`]); others are written to their addresses. These are never used twice, so a
+//! record that survives without the data it points to shows zeros, never anything else, and only until the flush that both wait for.
 //!
 //! After a failed write or flush the journal is dead: nothing can be changed any more, and no flush is tried again.
 
 mod cache;
 mod commit;
+mod contents;
 mod discard;
 mod header;
 mod record;
@@ -39,6 +40,7 @@ pub use tx::Tx;
 
 use crate::blocks::{BlockKind, Body, ReadBlocks};
 use crate::disk::{BlockAddress, Disk};
+use crate::file::Page;
 use crate::layout::{Geometry, HostBody};
 use crate::vfs::{Result, VfsError};
 
@@ -55,12 +57,14 @@ pub(crate) struct Image {
 struct Running {
     /// `None`: the block was freed.
     blocks: BTreeMap<BlockAddress, Option<Image>>,
+    /// Of data blocks.
+    contents: BTreeMap<BlockAddress, Page>,
     freed: Vec<(BlockAddress, u64)>,
 }
 
 impl Running {
     fn is_empty(&self) -> bool {
-        self.blocks.is_empty() && self.freed.is_empty()
+        self.blocks.is_empty() && self.contents.is_empty() && self.freed.is_empty()
     }
 }
 
@@ -108,8 +112,11 @@ struct Log {
     tail: Tail,
     /// The version of the header on the disk.
     header_version: u64,
+    /// Whether both copies of it say that records may hold contents.
+    announced: bool,
     /// The records from the tail on.
-    records: VecDeque<Tail>,
+    records: VecDeque<Record>,
+    away: contents::Away,
     logged: BTreeMap<BlockAddress, Logged>,
     by_age: BTreeSet<(u64, BlockAddress)>,
     /// The records of which not all that they freed was discarded when the last flush began.
@@ -123,12 +130,20 @@ struct Tail {
     sequence: u64,
 }
 
+/// A record that counts.
+struct Record {
+    begin: Tail,
+    /// The data blocks whose contents it holds.
+    contents: Vec<BlockAddress>,
+}
+
 /// See the module.
 pub struct Journal {
     disk: Arc<dyn Disk>,
     geometry: Geometry,
     slot: u64,
     cache: BlockCache,
+    held: contents::Held,
     /// The requests that were noted before this opening.
     noted: Vec<u64>,
     state: Mutex<State>,
@@ -157,6 +172,7 @@ impl Journal {
             geometry,
             slot,
             cache,
+            held: contents::Held::default(),
             noted: host.known().collect(),
             state: Mutex::new(State {
                 sequence,
@@ -177,7 +193,9 @@ impl Journal {
                 head: 0,
                 tail: Tail { position: 0, sequence },
                 header_version: replayed.header_version,
+                announced: false,
                 records: VecDeque::new(),
+                away: contents::Away::default(),
                 logged: BTreeMap::new(),
                 by_age: BTreeSet::new(),
                 discarded: BTreeSet::new(),

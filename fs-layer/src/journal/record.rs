@@ -14,7 +14,10 @@ use crate::blocks::{BODY_BYTES, BlockKind, Body};
 use crate::disk::{BLOCK_BYTES, BlockAddress};
 
 const MAGIC: [u8; 4] = *b"fsJR";
+/// Of records without contents of data blocks, which programs understand that know no others.
 const FORMAT: u32 = 1;
+/// Of those with some.
+const FORMAT_CONTENTS: u32 = 2;
 
 /// The first bytes of a record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -40,9 +43,10 @@ const _: () = assert!(size_of::<RecordHeader>() == 64);
 const TAG_FULL: u8 = 1;
 const TAG_CHANGED: u8 = 2;
 const TAG_FREED: u8 = 3;
+const TAG_CONTENTS: u8 = 4;
 
 /// What each item of a record begins with. Of a full image `length` bytes follow, the rest of the body is zeros; of a changed block
-/// `length` ranges; of freed blocks nothing, and `version` is their number.
+/// `length` ranges; of freed blocks nothing, and `version` is their number; of a data block `length` bytes, the rest of it is zeros.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct ItemHeader {
@@ -73,12 +77,13 @@ const GAP_BYTES: usize = 16;
 pub struct Writer {
     bytes: Vec<u8>,
     items: u32,
+    format: u32,
 }
 
 impl Writer {
     /// An empty record.
     pub fn new() -> Writer {
-        Writer { bytes: vec![0; size_of::<RecordHeader>()], items: 0 }
+        Writer { bytes: vec![0; size_of::<RecordHeader>()], items: 0, format: FORMAT }
     }
 
     fn item(&mut self, tag: u8, kind: u8, length: usize, address: u64, version: u64, base: u64) {
@@ -97,7 +102,7 @@ impl Writer {
 
     /// Adds a full image.
     pub fn full(&mut self, at: BlockAddress, image: &Image) {
-        let length = image.body.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let length = length_without_zeros(&image.body[..]);
         self.item(TAG_FULL, image.kind as u8, length, at, image.version, 0);
         self.bytes.extend_from_slice(&image.body[..length]);
     }
@@ -124,11 +129,19 @@ impl Writer {
         self.item(TAG_FREED, 0, 0, at, count, 0);
     }
 
+    /// Adds what a data block holds.
+    pub fn contents(&mut self, at: BlockAddress, page: &[u8; BLOCK_BYTES]) {
+        self.format = FORMAT_CONTENTS;
+        let length = length_without_zeros(page);
+        self.item(TAG_CONTENTS, 0, length, at, 0, 0);
+        self.bytes.extend_from_slice(&page[..length]);
+    }
+
     /// The record in whole blocks.
     pub fn finish(mut self, salt: u64, generation: u64, sequence: u64, position: u64) -> Vec<u8> {
         let header = RecordHeader {
             magic: MAGIC,
-            format: U32::new(FORMAT),
+            format: U32::new(self.format),
             generation: U64::new(generation),
             sequence: U64::new(sequence),
             position: U64::new(position),
@@ -145,6 +158,10 @@ impl Writer {
         self.bytes.resize(self.bytes.len().next_multiple_of(BLOCK_BYTES), 0);
         self.bytes
     }
+}
+
+fn length_without_zeros(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }
 
 /// The ranges in which two bodies differ: offset and length.
@@ -177,7 +194,7 @@ fn checksum(salt: u64, record: &[u8]) -> u64 {
 pub fn length(first: &[u8], generation: u64, position: u64) -> Option<(u64, usize)> {
     let (header, _) = RecordHeader::ref_from_prefix(first).ok()?;
     let fits = header.magic == MAGIC
-        && header.format.get() == FORMAT
+        && [FORMAT, FORMAT_CONTENTS].contains(&header.format.get())
         && header.generation.get() == generation
         && header.position.get() == position;
     let bytes = usize::try_from(header.payload_len.get()).ok()?.checked_add(size_of::<RecordHeader>())?;
@@ -193,6 +210,8 @@ pub enum Item {
     Changed { at: BlockAddress, kind: BlockKind, version: u64, base: u64, ranges: Vec<(usize, Vec<u8>)> },
     /// Freed blocks.
     Freed(BlockAddress, u64),
+    /// A data block.
+    Contents(BlockAddress, Box<[u8; BLOCK_BYTES]>),
 }
 
 /// The items of a record of which all bytes are given; `None` if it is not sound.
@@ -230,6 +249,12 @@ pub fn parse(record: &[u8], salt: u64) -> Option<Vec<Item>> {
                 items.push(Item::Changed { at, kind, version: item.version.get(), base: item.base.get(), ranges });
             }
             TAG_FREED => items.push(Item::Freed(at, item.version.get())),
+            TAG_CONTENTS if header.format.get() == FORMAT_CONTENTS => {
+                let bytes = rest.split_off(..usize::from(item.length.get()))?;
+                let mut block = Box::new([0; BLOCK_BYTES]);
+                block.get_mut(..bytes.len())?.copy_from_slice(bytes);
+                items.push(Item::Contents(at, block));
+            }
             _ => return None,
         }
     }
@@ -274,8 +299,39 @@ mod tests {
             assert!(parse(&damaged[..len], 5).is_none());
         }
     }
+
     #[test]
     fn a_record_stays_as_it_is() {
+        let writer = with_metadata();
+        kept("record-v1.bin", &writer.finish(SALT, 2, 17, 99), 3);
+    }
+
+    #[test]
+    fn a_record_with_contents_stays_as_it_is() {
+        let mut writer = with_metadata();
+        let mut block = [7; BLOCK_BYTES];
+        writer.contents(6000, &block);
+        block[100..].fill(0);
+        writer.contents(6001, &block);
+        writer.contents(6002, &[0; BLOCK_BYTES]);
+        let record = writer.finish(SALT, 2, 17, 99);
+        let items = kept("record-v2.bin", &record, 6);
+        let Item::Contents(6001, found) = &items[4] else { panic!("{:?}", items[4]) };
+        assert_eq!(**found, block);
+        // An item that records of format 1 don't have.
+        let mut older = record.clone();
+        older[4] = 1;
+        let (_, len) = length(&older, 2, 99).expect("its place");
+        let sum = checksum(SALT, &older[..len]);
+        older[48..56].copy_from_slice(&sum.to_le_bytes());
+        assert!(parse(&older[..len], SALT).is_none());
+        older[4] = 3;
+        assert!(length(&older, 2, 99).is_none());
+    }
+
+    const SALT: u64 = 0x1234_5678_9abc_def0;
+
+    fn with_metadata() -> Writer {
         let image = Image { kind: BlockKind::Inode, version: 3, body: Arc::new([5; BODY_BYTES]) };
         let mut body = [5; BODY_BYTES];
         body[800..820].fill(9);
@@ -284,15 +340,20 @@ mod tests {
         writer.full(1000, &image);
         writer.changed(1000, &changed, &image);
         writer.freed(5000, 64);
-        let record = writer.finish(0x1234_5678_9abc_def0, 2, 17, 99);
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/record-v1.bin");
-        if !std::path::Path::new(path).exists() && std::env::var_os("FS_WRITE_GOLDEN").is_some() {
-            std::fs::write(path, &record).expect("the golden file can be written");
+        writer
+    }
+
+    /// The record is the kept one, which is sound.
+    fn kept(name: &str, record: &[u8], count: usize) -> Vec<Item> {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        if !path.exists() && std::env::var_os("FS_WRITE_GOLDEN").is_some() {
+            std::fs::write(&path, record).expect("the golden file can be written");
         }
-        let golden = std::fs::read(path).expect("the golden file is there");
+        let golden = std::fs::read(&path).expect("the golden file is there");
         assert!(golden == record, "a record is not written as it was");
         let (sequence, len) = length(&golden, 2, 99).expect("its place");
-        let items = parse(&golden[..len], 0x1234_5678_9abc_def0).expect("it is sound");
-        assert_eq!((sequence, items.len()), (17, 3));
+        let items = parse(&golden[..len], SALT).expect("it is sound");
+        assert_eq!((sequence, items.len()), (17, count));
+        items
     }
 }

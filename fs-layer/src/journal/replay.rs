@@ -1,6 +1,7 @@
 //! Bringing home what the journal holds, after a crash or at each opening.
 //!
-//! Replay may be cut short at any point and done again: a block is written home only if its version there is older, or it is torn.
+//! Replay may be cut short at any point and done again: a block is written home only if its version there is older, or it is torn. Contents of
+//! data blocks are always written, those of the last record that has some.
 //! Only after everything is home and flushed is the journal begun anew, with a new generation and a new secret number.
 
 use std::collections::BTreeMap;
@@ -42,6 +43,8 @@ enum Outcome {
     Image(Image),
     /// Home is newer than the differences seen so far.
     Newer,
+    /// Of a data block.
+    Contents(Box<[u8; BLOCK_BYTES]>),
     /// Home is torn or older: a full image must follow.
     Open(String),
 }
@@ -173,6 +176,11 @@ pub fn replay(disk: &dyn Disk, geometry: &Geometry, slot: u64) -> Result<Replaye
         for (at, outcome) in &outcomes {
             match outcome {
                 Outcome::Newer => {}
+                // Nothing newer was written there: see `contents`.
+                Outcome::Contents(block) => {
+                    disk.write(*at, &block[..]).map_err(failed)?;
+                    replayed.blocks += 1;
+                }
                 Outcome::Image(image) => {
                     if home_version(disk, fragment, *at, image.kind).map_err(failed)? < Some(image.version) {
                         let mut block = [0; BLOCK_BYTES];
@@ -197,7 +205,7 @@ pub fn replay(disk: &dyn Disk, geometry: &Geometry, slot: u64) -> Result<Replaye
     // The old records don't count any more from here on.
     replayed.header_version += 1;
     let header = JournalHeader::new(replayed.generation, replayed.salt, 0, replayed.next_sequence);
-    let (at, block) = header.seal(fragment, start, replayed.header_version);
+    let (at, block) = header.seal(fragment, start, replayed.header_version, false);
     disk.write(at, &block[..]).map_err(failed)?;
     disk.flush().map_err(failed)?;
     Ok(replayed)
@@ -242,12 +250,16 @@ fn apply(
             }
             freed.push((at, count));
         }
+        Item::Contents(at, block) => {
+            outcomes.insert(at, Outcome::Contents(block));
+        }
         Item::Changed { at, kind, version, base, ranges } => {
             let before = match outcomes.remove(&at) {
                 Some(Outcome::Image(image)) => Ok(Some(image)),
                 // Home was newer than differences seen before; is it still?
                 Some(Outcome::Newer) | None => home(disk, fragment, at, kind)?,
                 Some(Outcome::Open(why)) => Err(why),
+                Some(Outcome::Contents(_)) => Err("it is a block of data".into()),
             };
             let outcome = match before {
                 Ok(Some(image)) if image.version >= version => Outcome::Newer,

@@ -7,6 +7,7 @@ use super::{Image, Journal};
 use crate::alloc::Allocator;
 use crate::blocks::{BODY_BYTES, BlockKind, Body, ReadBlocks, WriteBlocks};
 use crate::disk::BlockAddress;
+use crate::file::Page;
 use crate::vfs::{Result, VfsError};
 
 struct Change {
@@ -23,6 +24,7 @@ pub struct Tx<'a> {
     journal: &'a Journal,
     allocator: &'a Allocator,
     changes: BTreeMap<BlockAddress, Change>,
+    contents: Vec<(BlockAddress, Page)>,
     freed: Vec<(BlockAddress, u64)>,
     blocks: i64,
     files: i64,
@@ -33,7 +35,16 @@ pub struct Tx<'a> {
 impl<'a> Tx<'a> {
     /// No changes yet. The locks of all inodes whose blocks are changed must be held until it is published or dropped.
     pub fn new(journal: &'a Journal, allocator: &'a Allocator) -> Tx<'a> {
-        Tx { journal, allocator, changes: BTreeMap::new(), freed: Vec::new(), blocks: 0, files: 0, requests: [0; 2] }
+        Tx {
+            journal,
+            allocator,
+            changes: BTreeMap::new(),
+            contents: Vec::new(),
+            freed: Vec::new(),
+            blocks: 0,
+            files: 0,
+            requests: [0; 2],
+        }
     }
 
     /// Sets a whole block, which may be new.
@@ -46,6 +57,17 @@ impl<'a> Tx<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Gives a data block these contents. It is read with [`Journal::read_data`] from then on, and not written to as long as it is
+    /// [`Journal::held`].
+    pub fn put_contents(&mut self, at: BlockAddress, page: Page) {
+        self.contents.push((at, page));
+    }
+
+    /// Of how many data blocks this has contents.
+    pub fn contents(&self) -> usize {
+        self.contents.len()
     }
 
     /// Notes that this does requests: after a crash the notes are there exactly if the changes are. 0 is none.
@@ -93,7 +115,7 @@ impl<'a> Tx<'a> {
 
     /// Whether nothing was changed.
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.freed.is_empty()
+        self.changes.is_empty() && self.contents.is_empty() && self.freed.is_empty()
     }
 
     fn remove(&mut self, at: BlockAddress) {
@@ -119,7 +141,16 @@ impl<'a> Tx<'a> {
                 state.host.note(request);
             }
         }
+        for (at, count) in &self.freed {
+            let gone: Vec<_> = state.running.contents.range(*at..*at + count).map(|(at, _)| *at).collect();
+            gone.iter().for_each(|at| drop(state.running.contents.remove(at)));
+            self.journal.held.free(*at, *count);
+        }
         state.running.freed.extend_from_slice(&self.freed);
+        for (at, page) in self.contents {
+            self.journal.held.put(at, page.clone(), sequence);
+            state.running.contents.insert(at, page);
+        }
         for (at, change) in self.changes {
             let image = change.body.map(|body| {
                 let version = match state.running.blocks.get(&at) {

@@ -11,6 +11,8 @@ pub type RawBlock = [u8; BLOCK_BYTES];
 
 const MAGIC: [u8; 4] = *b"fsLB";
 const FORMAT: u8 = 1;
+/// Of a journal's header as long as its records may hold contents of data blocks.
+const FORMAT_CONTENTS: u8 = 2;
 
 /// The first bytes of each metadata block.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -54,10 +56,31 @@ pub enum Opened<'a> {
 
 /// Makes the block with this body.
 pub fn seal(filesystem: [u8; 8], at: BlockAddress, kind: BlockKind, version: u64, body: &Body, out: &mut [u8]) {
+    seal_as(FORMAT, filesystem, at, kind, version, body, out);
+}
+
+/// The same of the newest format that blocks of this kind have.
+pub fn seal_newer(filesystem: [u8; 8], at: BlockAddress, kind: BlockKind, version: u64, body: &Body, out: &mut [u8]) {
+    seal_as(newest(kind), filesystem, at, kind, version, body, out);
+}
+
+fn newest(kind: BlockKind) -> u8 {
+    if kind == BlockKind::Journal { FORMAT_CONTENTS } else { FORMAT }
+}
+
+fn seal_as(
+    format: u8,
+    filesystem: [u8; 8],
+    at: BlockAddress,
+    kind: BlockKind,
+    version: u64,
+    body: &Body,
+    out: &mut [u8],
+) {
     let header = BlockHeader {
         magic: MAGIC,
         kind: kind as u8,
-        format: FORMAT,
+        format,
         reserved: U16::ZERO,
         checksum: U32::ZERO,
         reserved2: U32::ZERO,
@@ -87,7 +110,7 @@ pub fn open(filesystem: Option<[u8; 8]>, at: BlockAddress, kind: BlockKind, bloc
     if checksum != header.checksum.get() {
         return Opened::Damaged("its checksum is wrong".into());
     }
-    if header.format != FORMAT {
+    if !(FORMAT..=newest(kind)).contains(&header.format) {
         return Opened::Damaged(format!("its format {} is newer than this program", header.format));
     }
     if filesystem.is_some_and(|filesystem| filesystem != header.filesystem) {
@@ -118,6 +141,12 @@ mod tests {
         assert!(matches!(open(Some([2; 8]), 5, BlockKind::Inode, &block), Opened::Damaged(_)));
         assert!(matches!(open(Some([1; 8]), 6, BlockKind::Inode, &block), Opened::Damaged(_)));
         assert!(matches!(open(Some([1; 8]), 5, BlockKind::Xattrs, &block), Opened::Damaged(_)));
+        // Only the header of a journal has a newer format.
+        seal_newer([1; 8], 5, BlockKind::Journal, 9, &body, &mut block);
+        assert_eq!(block[5], 2);
+        assert!(matches!(open(Some([1; 8]), 5, BlockKind::Journal, &block), Opened::Sound { version: 9, .. }));
+        assert!(matches!(open(Some([1; 8]), 5, BlockKind::Inode, &block), Opened::Damaged(_)));
+        seal([1; 8], 5, BlockKind::Inode, 9, &body, &mut block);
         for byte in [4, 12, 20, 900, 4095] {
             let mut damaged = block;
             damaged[byte] ^= 1;

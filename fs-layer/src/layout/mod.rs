@@ -9,7 +9,7 @@ mod inode;
 mod mkfs;
 mod superblock;
 
-pub use header::{BlockHeader, Opened, RawBlock, open, seal};
+pub use header::{BlockHeader, Opened, RawBlock, open, seal, seal_newer};
 pub use inode::{CONTENT_BYTES, Content, InodeBody, TimeField, XATTR_BYTES, flags};
 pub use mkfs::{MkfsError, MkfsOptions, mkfs};
 pub use superblock::{

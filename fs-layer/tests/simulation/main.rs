@@ -4,10 +4,13 @@
 //! what was synced of a file is there, what was not is old, new, or zeros; the requests that changed names until then, and no others, are
 //! noted; and `check` finds nothing.
 //!
+//! The same with most of the operations on a few blocks of a few files, which are synced all the time ([`small`]).
+//!
 //! `FS_SEEDS=n` sets how many seeds are tried, `FS_SEED=n` tries one.
 
 mod disk;
 mod model;
+mod small;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,6 +28,8 @@ const FILE_MAX: usize = 300_000;
 
 struct Simulation {
     seed: u64,
+    /// Whether small synced writes are most of it.
+    small: bool,
     random: SmallRng,
     disk: Arc<CrashDisk>,
     fs: Option<Arc<Filesystem>>,
@@ -54,11 +59,14 @@ fn is_io<T>(result: &Result<T>) -> bool {
 }
 
 impl Simulation {
-    fn new(seed: u64) -> Simulation {
+    fn new(seed: u64, small: bool) -> Simulation {
         let disk = Arc::new(CrashDisk::new(seed ^ 0xd15c));
-        mkfs(&*disk, &MkfsOptions { journal_blocks: 128, ..MkfsOptions::default() }).expect("mkfs");
+        // In a longer journal contents stay longer before they come home.
+        let journal_blocks = if small { [128, 512, 2048][(seed % 3) as usize] } else { 128 };
+        mkfs(&*disk, &MkfsOptions { journal_blocks, ..MkfsOptions::default() }).expect("mkfs");
         let mut simulation = Simulation {
             seed,
+            small,
             random: SmallRng::seed_from_u64(seed),
             disk,
             fs: None,
@@ -77,8 +85,9 @@ impl Simulation {
     }
 
     fn open(&self) -> Result<Arc<Filesystem>> {
-        let options =
-            OpenOptions { commit_every: None, metadata_bytes: 1 << 20, page_bytes: 1 << 20, ..OpenOptions::default() };
+        // What is hot is to be read from the disk now and then.
+        let page_bytes = if self.small { 256 << 10 } else { 1 << 20 };
+        let options = OpenOptions { commit_every: None, metadata_bytes: 1 << 20, page_bytes, ..OpenOptions::default() };
         Filesystem::open(self.disk.clone() as Arc<dyn Disk>, &options)
     }
 
@@ -619,8 +628,8 @@ impl Simulation {
     }
 }
 
-fn run(seed: u64) {
-    let mut simulation = Simulation::new(seed);
+fn run(seed: u64, small: bool) {
+    let mut simulation = Simulation::new(seed, small);
     let rounds = simulation.random.random_range(2..6);
     for _ in 0..rounds {
         match simulation.random.random_range(0..8) {
@@ -633,7 +642,8 @@ fn run(seed: u64) {
         }
         let steps = simulation.random.random_range(10..300);
         for _ in 0..steps {
-            if !simulation.step() || simulation.disk.is_down() {
+            let one = if small { Simulation::small } else { Simulation::step };
+            if !one(&mut simulation) || simulation.disk.is_down() {
                 break;
             }
         }
@@ -659,9 +669,19 @@ fn setting(name: &str) -> Option<u64> {
 #[test]
 fn crashes_leave_a_state_that_the_model_allows() {
     if let Some(seed) = setting("FS_SEED") {
-        return run(seed);
+        return run(seed, false);
     }
     for seed in (0..setting("FS_SEEDS").unwrap_or(150)).chain(FOUND) {
-        run(seed);
+        run(seed, false);
+    }
+}
+
+#[test]
+fn so_do_they_where_small_writes_are_synced() {
+    if let Some(seed) = setting("FS_SEED") {
+        return run(seed, true);
+    }
+    for seed in 0..setting("FS_SEEDS").unwrap_or(150) {
+        run(seed, true);
     }
 }

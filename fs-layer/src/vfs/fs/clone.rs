@@ -10,7 +10,7 @@ use zerocopy::little_endian::U64;
 use super::Filesystem;
 use super::truncate::data_error;
 use super::write_back::blocks;
-use crate::disk::BLOCK_BYTES;
+use crate::disk::{BLOCK_BYTES, BlockAddress};
 use crate::extent::{self, Extent};
 use crate::inode::Inode;
 use crate::journal::Tx;
@@ -68,7 +68,7 @@ impl Filesystem {
             for piece in &mut pieces {
                 let done = match in_inode {
                     true => disk.write(address, &block_of(source.inline())),
-                    false => disk.remap(piece.address, address, piece.count.into()),
+                    false => self.remap(piece, address),
                 };
                 done.map_err(|e| data_error(source, piece.start, &e))?;
                 piece.start = piece.start - at / BLOCK + to.1 / BLOCK;
@@ -87,6 +87,14 @@ impl Filesystem {
         }
         self.map(who, &mut target, (to.1, end), &pieces)?;
         Ok(true)
+    }
+
+    /// Lets new addresses hold what a piece of a locked file is. What of that is in the journal only is written.
+    fn remap(&self, piece: &Extent, to: BlockAddress) -> std::io::Result<()> {
+        let disk = self.journal.disk();
+        let away = self.journal.away(piece.address, piece.count.into());
+        disk.remap(piece.address, to, piece.count.into())?;
+        away.iter().try_for_each(|(at, page)| disk.write(to + (at - piece.address), &page[..]))
     }
 
     /// What is written of a range of a file's blocks, in order, and how many blocks that is.

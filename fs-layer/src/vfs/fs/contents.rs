@@ -8,7 +8,7 @@ use zerocopy::little_endian::{U16, U32};
 
 use super::permission::without_set_ids;
 use super::truncate::data_error;
-use super::write_back::{blocks, field};
+use super::write_back::{Few, blocks, field};
 use super::{Filesystem, now};
 use crate::disk::BLOCK_BYTES;
 use crate::extent::{self, FILE_BLOCKS_MAX, Mapping};
@@ -142,7 +142,7 @@ impl Filesystem {
                     let (from, to) = (extent.start.max(block), extent.end().min(end));
                     let (start, stop) = ((from - block) as usize * PAGE_BYTES, (to - block) as usize * PAGE_BYTES);
                     bytes[done..start].fill(0);
-                    let read = self.journal.disk().read(extent.address_of(from), &mut bytes[start..stop]);
+                    let read = self.journal.read_data(extent.address_of(from), &mut bytes[start..stop]);
                     read.map_err(|e| data_error(inode, from, &e))?;
                     done = stop;
                 }
@@ -267,7 +267,7 @@ impl Filesystem {
         }
         // A write that was accepted has the lock until its pages are dirty.
         drop(self.shared(ino)?);
-        self.write_back(ino)?;
+        self.write_back(ino, Few::ToJournal)?;
         let (sequence, ticket) = {
             let _guard = self.shared(ino)?;
             let inode = self.load(ino)?;
@@ -375,7 +375,7 @@ impl Filesystem {
     pub(super) fn write_back_whole(&self, inode: &mut Inode, out: bool) -> Result<()> {
         let mut from = 0;
         while let Some(next) = self.pages.next_dirty(inode.ino, from) {
-            from = self.write_back_some(inode, next, out)?;
+            from = self.write_back_some(inode, next, Few::Home, out)?;
             self.journal.make_room()?;
         }
         Ok(())

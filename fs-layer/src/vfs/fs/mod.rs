@@ -81,6 +81,8 @@ pub struct FilesystemStatus {
     pub counts: Counts,
     /// Pages that were written and are not on the disk.
     pub dirty_pages: usize,
+    /// Blocks of data that are durable in the journal only, until they are brought home.
+    pub journaled_blocks: usize,
     /// What replay found when it was opened.
     pub replayed: Option<Replayed>,
     /// Files held open.
@@ -178,6 +180,7 @@ impl Filesystem {
         FilesystemStatus {
             counts: self.journal.counts(),
             dirty_pages: self.pages.dirty_pages(),
+            journaled_blocks: self.journal.contents_away(),
             replayed: self.replayed.clone(),
             held_files: lock(&self.held).len(),
         }

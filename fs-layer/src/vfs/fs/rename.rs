@@ -5,6 +5,7 @@ use zerocopy::little_endian::{U32, U64};
 use super::noting;
 use super::orphans::Fate;
 use super::permission::{CHANGE, SEARCH, WRITE, check, check_name, check_sticky};
+use super::write_back::Few;
 use super::{Filesystem, kind_code, now};
 use crate::dir::{self, Target};
 use crate::inode::Inode;
@@ -181,7 +182,7 @@ impl Filesystem {
             return Ok(());
         }
         match find(from)? {
-            Some(source) if source.kind == kind_code(FileKind::File) => self.write_back(source.ino),
+            Some(source) if source.kind == kind_code(FileKind::File) => self.write_back(source.ino, Few::Home),
             _ => Ok(()),
         }
     }

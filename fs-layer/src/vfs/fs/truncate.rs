@@ -73,14 +73,15 @@ impl Filesystem {
             && !extent.unwritten
         {
             self.pages.wait_written(inode.ino);
-            let (disk, at) = (self.journal.disk(), extent.address_of(block));
+            let at = extent.address_of(block);
             let mut there = [0; BLOCK_BYTES];
-            disk.read(at, &mut there).map_err(|e| data_error(inode, block, &e))?;
+            self.journal.read_data(at, &mut there).map_err(|e| data_error(inode, block, &e))?;
             // Without the flag, after a crash: data that was written back, of a size that did not survive.
             if cut || there[end..].iter().any(|byte| *byte != 0) {
-                let page = self.page(inode, block)?;
-                disk.write(at, &page[..]).map_err(|e| data_error(inode, block, &e))?;
-                self.journal.commit(0, self.journal.ticket())?;
+                let mut tx = self.tx();
+                tx.put_contents(at, self.page(inode, block)?);
+                let sequence = tx.publish()?;
+                self.journal.commit(sequence, 0)?;
             }
         }
         self.pages.set_tail_clean(inode.ino);

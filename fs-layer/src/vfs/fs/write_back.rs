@@ -9,6 +9,9 @@
 //! Whatever takes addresses away from a file, or writes its blocks otherwise, waits for such a write first
 //! ([`PageCache::wait_written`](crate::file::PageCache::wait_written)), and of those there is one at a time for each file.
 //!
+//! Where somebody waits for few pages, they go to the journal, as one transaction with the map. So do those whose addresses the journal
+//! holds contents of already ([`Journal::held`](crate::journal::Journal::held)), however they are written back.
+//!
 //! What is written in order is written back by a thread in the background as soon as there is enough of it.
 
 use zerocopy::little_endian::{U16, U64};
@@ -19,6 +22,7 @@ use crate::disk::{BLOCK_BYTES, BlockAddress};
 use crate::extent::{self, Mapping};
 use crate::file::{Page, Writing};
 use crate::inode::Inode;
+use crate::journal::Tx;
 use crate::layout::Content;
 use crate::lock::{LockGuard, LockMode};
 use crate::vfs::{Ino, Result, VfsError};
@@ -27,6 +31,18 @@ use crate::vfs::{Ino, Result, VfsError};
 const APART_MIN: usize = 16;
 /// The background leaves so many dirty pages of a file that is being written, so that it does not write the last one again and again.
 const LEFT_MAX: usize = 256;
+
+/// So few pages of a file are worth being in the journal when somebody waits for them.
+const JOURNALED_MAX: usize = 4;
+
+/// Where few dirty pages of a file go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Few {
+    /// To the journal first: somebody waits for them.
+    ToJournal,
+    /// To their addresses.
+    Home,
+}
 
 /// Pages that were given their places on the disk.
 struct Placed {
@@ -51,11 +67,16 @@ impl Filesystem {
         (self.geometry.journal_blocks / 8).clamp(64, 4096) as usize
     }
 
+    /// Blocks whose contents one transaction holds at most.
+    fn contents_per_tx(&self) -> usize {
+        (self.geometry.journal_blocks / 16).clamp(JOURNALED_MAX as u64, 1024) as usize
+    }
+
     /// Writes all dirty pages of a file to the disk; no locks are held.
-    pub(super) fn write_back(&self, ino: Ino) -> Result<()> {
+    pub(super) fn write_back(&self, ino: Ino, few: Few) -> Result<()> {
         let mut from = 0;
         while let Some(next) = self.pages.next_dirty(ino, from) {
-            from = self.write_back_step(ino, next)?;
+            from = self.write_back_step(ino, next, few)?;
         }
         Ok(())
     }
@@ -66,13 +87,13 @@ impl Filesystem {
         while self.pages.dirty_of(ino) > LEFT_MAX
             && let Some(next) = self.pages.next_dirty(ino, from)
         {
-            from = self.write_back_step(ino, next)?;
+            from = self.write_back_step(ino, next, Few::Home)?;
         }
         Ok(())
     }
 
     /// Writes dirty pages from a block on; returns where to go on.
-    fn write_back_step(&self, ino: Ino, from: u64) -> Result<u64> {
+    fn write_back_step(&self, ino: Ino, from: u64, few: Few) -> Result<u64> {
         let _alone = LockGuard::new(&self.write_backs, ino, LockMode::Exclusive)?;
         // Whoever had the lock before may have written all of it.
         let Some(from) = self.pages.next_dirty(ino, from) else { return Ok(u64::MAX) };
@@ -83,7 +104,7 @@ impl Filesystem {
                 Err(VfsError::Stale) => return Ok(u64::MAX),
                 inode => inode?,
             };
-            self.place(&mut inode, from)?
+            self.place(&mut inode, from, few)?
         };
         match step {
             Step::Done(next) => Ok(next),
@@ -92,14 +113,14 @@ impl Filesystem {
     }
 
     /// Gives places to dirty pages from a block on; or writes them at once if they are few, or partly in the inode. The lock is held exclusively.
-    fn place(&self, inode: &mut Inode, from: u64) -> Result<Step> {
+    fn place(&self, inode: &mut Inode, from: u64, few: Few) -> Result<Step> {
         let ino = inode.ino;
         let dirty = match inode.content_kind() {
             Some(Content::Extents) => self.pages.dirty(ino, from, self.pages_per_tx()),
             _ => Vec::new(),
         };
         if dirty.len() < APART_MIN {
-            return self.write_back_some(inode, from, false).map(Step::Done);
+            return self.write_back_some(inode, from, few, false).map(Step::Done);
         }
         self.pages.wait_written(ino);
         let next = dirty.last().map_or(u64::MAX, |(last, _)| last + 1);
@@ -107,38 +128,65 @@ impl Filesystem {
         let before = extent::counts(&inode.content)?;
         let mut tx = self.tx();
         let mut placed = Placed { runs: Vec::new(), new: 0, next, writing: self.pages.begin_writing(ino) };
-        let mut dirty = dirty.into_iter().peekable();
-        let mut changed = false;
-        while let Some((block, _)) = dirty.peek() {
+        let (mut index, mut changed, mut journaled) = (0, false, Vec::new());
+        while let Some((block, _)) = dirty.get(index) {
             let block = *block;
-            let (at, end) = match extent::get(&tx, &inode.content, block)? {
-                Mapping::Extent(extent) => (extent.address_of(block), extent.end()),
+            if tx.contents() >= self.contents_per_tx() {
+                placed.next = block;
+                break;
+            }
+            let wanted = follow(&dirty[index..]);
+            let (at, count) = match extent::get(&tx, &inode.content, block)? {
+                Mapping::Extent(extent) => (extent.address_of(block), (extent.end() - block).min(wanted as u64)),
                 Mapping::Hole { .. } => {
-                    let wanted = self.pages.dirty_from(ino, block, (next - block) as usize);
                     let content = &mut inode.edit().content;
-                    let ask = |tx: &mut crate::journal::Tx<'_>, count| tx.allocate(count);
-                    let extent = extent::allocate(&mut tx, content, block, wanted, true, size_blocks, ask)?;
+                    let ask = |tx: &mut Tx<'_>, count| tx.allocate(count);
+                    let extent = extent::allocate(&mut tx, content, block, wanted as u32, true, size_blocks, ask)?;
                     changed = true;
-                    let end = extent.end().min(block + u64::from(wanted));
-                    placed.new += (end - block) as usize;
-                    (extent.address_of(block), end)
+                    let count = (extent.end() - block).min(wanted as u64);
+                    placed.new += count as usize;
+                    (extent.address_of(block), count)
                 }
             };
-            let mut pages = Vec::new();
-            let mut expected = block;
-            while let Some(page) = dirty.next_if(|(found, _)| *found == expected && expected < end) {
-                pages.push(page);
-                expected += 1;
-            }
-            append(&mut placed.runs, at, pages);
+            let pages = &dirty[index..index + count as usize];
+            index += self.send(&mut tx, at, pages, false, &mut journaled, |at, page| {
+                append(&mut placed.runs, at, [page.clone()]);
+            });
         }
-        if changed {
+        if changed || !journaled.is_empty() {
             self.count_extents(&mut tx, inode, before)?;
             inode.save(&mut tx)?;
             tx.publish()?;
+            self.pages.clean(ino, journaled.into_iter(), 0);
         }
         self.pages.placed(placed.new);
         Ok(Step::Write(placed))
+    }
+
+    /// Gives pages, which follow each other from an address on, to the transaction: `all` of them, or those that must go to the journal; and the others to
+    /// `home`. Returns how many until the transaction is full; `journaled` are the blocks of those it has.
+    fn send<'p>(
+        &self,
+        tx: &mut Tx<'_>,
+        at: BlockAddress,
+        pages: &'p [(u64, Page)],
+        all: bool,
+        journaled: &mut Vec<u64>,
+        mut home: impl FnMut(BlockAddress, &'p (u64, Page)),
+    ) -> usize {
+        let held = self.journal.held(at, pages.len() as u64);
+        for (index, (at, page)) in (at..).zip(pages).enumerate() {
+            if !all && held.binary_search(&at).is_err() {
+                home(at, page);
+                continue;
+            }
+            if tx.contents() >= self.contents_per_tx() {
+                return index;
+            }
+            tx.put_contents(at, page.1.clone());
+            journaled.push(page.0);
+        }
+        pages.len()
     }
 
     /// Writes pages to their places, and notes it. The lock is not held.
@@ -218,7 +266,7 @@ impl Filesystem {
     pub(super) fn write_back_all(&self) -> Result<()> {
         let mut first_error = Ok(());
         for ino in self.pages.dirty_files() {
-            if let Err(e) = self.write_back(ino) {
+            if let Err(e) = self.write_back(ino, Few::Home) {
                 tracing::error!(ino = ino.0, "data could not be written to the disk: {e}");
                 first_error = first_error.and(Err(e));
             }
@@ -232,7 +280,7 @@ impl Filesystem {
             return;
         }
         for ino in self.pages.dirty_files() {
-            if let Err(e) = self.write_back(ino) {
+            if let Err(e) = self.write_back(ino, Few::Home) {
                 tracing::error!(ino = ino.0, "data could not be written to the disk: {e}; it stays in memory");
             }
             if !self.pages.is_full() {
@@ -243,7 +291,7 @@ impl Filesystem {
 
     /// Writes back dirty pages from a block on, as many as fit into one transaction, and publishes that. Returns where to go on. The file's
     /// lock is held exclusively. With `out`, also what would fit into the inode goes to blocks.
-    pub(super) fn write_back_some(&self, inode: &mut Inode, from: u64, out: bool) -> Result<u64> {
+    pub(super) fn write_back_some(&self, inode: &mut Inode, from: u64, few: Few, out: bool) -> Result<u64> {
         let ino = inode.ino;
         let size = inode.size.get();
         let inline = inode.content_kind() == Some(Content::Inline);
@@ -277,12 +325,12 @@ impl Filesystem {
         let size_blocks = size.div_ceil(BLOCK_BYTES as u64);
 
         let before = extent::counts(&inode.content)?;
+        let journals = few == Few::ToJournal && dirty.len() <= JOURNALED_MAX && self.journal.takes_contents();
         let mut runs: Vec<(BlockAddress, Vec<&[u8]>)> = Vec::new();
-        let mut index = 0;
-        while index < dirty.len() {
+        let (mut index, mut journaled) = (0, Vec::new());
+        while index < dirty.len() && tx.contents() < self.contents_per_tx() {
             let block = dirty[index].0;
-            let wanted =
-                dirty[index..].iter().zip(block..).take_while(|((found, _), expected)| found == expected).count();
+            let wanted = follow(&dirty[index..]);
             let (at, count) = match extent::get(&tx, &inode.content, block)? {
                 Mapping::Extent(extent) => {
                     let count = (extent.end() - block).min(wanted as u64);
@@ -302,20 +350,26 @@ impl Filesystem {
                     (extent.address_of(block), (extent.end() - block).min(wanted as u64) as usize)
                 }
             };
-            append(&mut runs, at, dirty[index..index + count].iter().map(|(_, page)| &page[..]));
-            index += count;
+            let pages = &dirty[index..index + count];
+            index += self.send(&mut tx, at, pages, journals, &mut journaled, |at, (_, page)| {
+                append(&mut runs, at, [&page[..]]);
+            });
         }
-        self.journal.disk().write_parts(&runs).map_err(|e| data_error(inode, from, &e))?;
-        let ticket = self.journal.ticket();
-        if changed {
-            if keeps_inline {
+        let (done, left) = dirty.split_at(index);
+        let next = left.first().map_or(next, |(block, _)| *block);
+        if !runs.is_empty() {
+            self.journal.disk().write_parts(&runs).map_err(|e| data_error(inode, from, &e))?;
+        }
+        let ticket = if runs.is_empty() { 0 } else { self.journal.ticket() };
+        if changed || !journaled.is_empty() {
+            if keeps_inline && !runs.is_empty() {
                 self.journal.commit(0, ticket)?;
             }
             self.count_extents(&mut tx, inode, before)?;
             inode.save(&mut tx)?;
             tx.publish()?;
         }
-        self.pages.clean(ino, dirty.iter().map(|(block, _)| *block), ticket);
+        self.pages.clean(ino, done.iter().map(|(block, _)| *block), ticket);
         Ok(next)
     }
 
