@@ -234,27 +234,27 @@ impl Put {
 
 /// Renames `tmp` over `path` if that still has version `expected`; one process and thread at a time.
 fn replace_if(lock: &Path, tmp: &Path, path: &Path, expected: &Version) -> io::Result<Done> {
-    let gone = || Ok(Done::Refused("the object is gone"));
-    if_version(lock, path, expected, gone, || fs::rename(tmp, path))
+    if_version(lock, path, expected, Done::Refused("the object is gone"), || fs::rename(tmp, path))
 }
 
 /// Removes `path` durably if it still has version `expected`, as [`replace_if`].
 fn remove_if(lock: &Path, path: &Path, expected: &Version) -> io::Result<Done> {
-    if_version(lock, path, expected, || Ok(Done::Written), || remove_durably(&[path.to_owned()]))
+    if_version(lock, path, expected, Done::Written, || remove_durably(&[path.to_owned()]))
 }
 
+/// Acts if `path` has version `expected`; `absent` is the answer where there is none.
 fn if_version(
     lock: &Path,
     path: &Path,
     expected: &Version,
-    absent: impl FnOnce() -> io::Result<Done>,
+    absent: Done,
     act: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<Done> {
     let lock = fs::File::open(lock)?;
     lock.lock()?;
     // The lock goes when the file is closed, at the end of this function or of this process.
     match fs::read(path) {
-        Err(e) if is_absent(&e) => absent(),
+        Err(e) if is_absent(&e) => Ok(absent),
         Err(e) => Err(e),
         Ok(content) if version_of(&content) != *expected => Ok(Done::Refused("the object has another version")),
         Ok(_) => act().map(|()| Done::Written),

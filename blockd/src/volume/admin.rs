@@ -3,7 +3,6 @@
 use super::holds;
 use super::open::OpenError;
 use crate::crypt::Keys;
-use crate::lease;
 use crate::manifest::{self, ManifestError, VolumeState};
 use crate::store::ObjectStore;
 
@@ -73,14 +72,6 @@ pub async fn delete(
     {
         left = Deleted::OriginLocked;
     }
-    // Somebody else may have finished this deletion long ago, and made a new volume of the name.
-    match manifest::load(store, name).await {
-        Ok((found, version)) if found.id == manifest.id && found.state == VolumeState::Deleting => {
-            lease::remove(store, name).await.map_err(OpenError::from)?;
-            manifest::remove(store, name, &version).await.map_err(error)?;
-        }
-        Ok(_) | Err(ManifestError::NotFound(_)) => {}
-        Err(e) => return Err(error(e)),
-    }
+    holds::free_name(store, &manifest).await?;
     Ok(left)
 }

@@ -132,19 +132,26 @@ fn remove(manifest: &mut Manifest, clone: VolumeId) {
 pub(super) async fn move_away(store: &dyn ObjectStore, manifest: &Manifest) -> Result<(), OpenError> {
     let error = |e| OpenError::manifest(&manifest.name, e);
     let created = manifest::create_held(store, manifest).await.map_err(error)?;
-    let there = match manifest::load(store, &manifest.name).await {
-        Ok((found, version)) if found.id == manifest.id && found.state == VolumeState::Deleting => Some(version),
-        Ok(_) | Err(ManifestError::NotFound(_)) => None,
-        Err(e) => return Err(error(e)),
-    };
-    match (created, there) {
-        (_, Some(version)) => {
-            lease::remove(store, &manifest.name).await?;
-            manifest::remove(store, &manifest.name, &version).await.map_err(error)
-        }
+    let freed = free_name(store, manifest).await?;
+    match created {
         // Others have moved it and let go of it since: what was just written is nobody's.
-        (Some(version), None) => manifest::remove_held(store, manifest.id, &version).await.map_err(error),
-        (None, None) => Ok(()),
+        Some(version) if !freed => manifest::remove_held(store, manifest.id, &version).await.map_err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Deletes lease and manifest of a volume that is being deleted, if its name is still its own: somebody else may have finished
+/// long ago, and made a new volume of that name. Whether it was.
+pub(super) async fn free_name(store: &dyn ObjectStore, manifest: &Manifest) -> Result<bool, OpenError> {
+    let error = |e| OpenError::manifest(&manifest.name, e);
+    match manifest::load(store, &manifest.name).await {
+        Ok((found, version)) if found.id == manifest.id && found.state == VolumeState::Deleting => {
+            lease::remove(store, &manifest.name).await?;
+            manifest::remove(store, &manifest.name, &version).await.map_err(error)?;
+            Ok(true)
+        }
+        Ok(_) | Err(ManifestError::NotFound(_)) => Ok(false),
+        Err(e) => Err(error(e)),
     }
 }
 

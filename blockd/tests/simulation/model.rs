@@ -128,8 +128,8 @@ impl ClientModel {
         }
         self.in_flight.remove(&token);
         let differs = (first..).zip(&expected).any(|(sector, value)| {
-            let other = |c: &&Candidate| c.value != *value && self.allows(sector, c.value, submitted);
-            self.sectors[sector].iter().any(|c| other(&c))
+            let other = |c: &Candidate| c.value != *value && self.allows(sector, c.value, submitted);
+            self.sectors[sector].iter().any(other)
         });
         assert!(differs, "a comparison did not find what is there in {} sectors from {first} on", expected.len());
         true

@@ -71,12 +71,8 @@ impl Held {
     /// Lets go of addresses that are freed.
     pub(super) fn free(&self, at: BlockAddress, count: u64) {
         let mut blocks = lock(&self.blocks);
-        let gone: Vec<_> = blocks.range(at..at.saturating_add(count)).map(|(at, _)| *at).collect();
-        for at in gone {
-            if blocks.remove(&at).is_some_and(|block| block.page.is_some()) {
-                self.away.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
+        let gone = blocks.extract_if(at..at.saturating_add(count), |_, _| true);
+        self.away.fetch_sub(gone.filter(|(_, block)| block.page.is_some()).count(), Ordering::Relaxed);
     }
 }
 
@@ -108,8 +104,9 @@ impl Away {
 
     /// Forgets what a durable record freed.
     pub(super) fn free(&mut self, at: BlockAddress, count: u64) {
-        let gone: Vec<_> = self.blocks.range(at..at.saturating_add(count)).map(|(at, _)| *at).collect();
-        gone.into_iter().for_each(|at| self.remove(at));
+        for (at, (sequence, _)) in self.blocks.extract_if(at..at.saturating_add(count), |_, _| true) {
+            self.by_age.remove(&(sequence, at));
+        }
     }
 
     fn remove(&mut self, at: BlockAddress) {

@@ -142,8 +142,7 @@ impl<'a> Tx<'a> {
             }
         }
         for (at, count) in &self.freed {
-            let gone: Vec<_> = state.running.contents.range(*at..*at + count).map(|(at, _)| *at).collect();
-            gone.iter().for_each(|at| drop(state.running.contents.remove(at)));
+            state.running.contents.extract_if(*at..*at + count, |_, _| true).for_each(drop);
             self.journal.held.free(*at, *count);
         }
         state.running.freed.extend_from_slice(&self.freed);

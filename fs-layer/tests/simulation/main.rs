@@ -178,7 +178,21 @@ impl Simulation {
     fn step(&mut self) -> bool {
         self.request += 1;
         let fs = self.fs();
-        noting(&*fs, self.request, || self.operate())
+        noting(&*fs, self.request, || if self.small { self.operate_small() } else { self.operate() })
+    }
+
+    fn sync_file(&mut self, ino: u64, data_only: bool) -> bool {
+        let fs = self.fs();
+        let result = fs.fsync(Ino(ino), data_only);
+        self.log.push(format!("fsync {ino}: {result:?}; {} journaled", fs.status().journaled_blocks));
+        if result.is_err() {
+            return false;
+        }
+        self.contents.remove(&ino);
+        if let Some(touched) = self.touched.get(&ino).copied() {
+            self.durable_from(touched);
+        }
+        true
     }
 
     fn operate(&mut self) -> bool {
@@ -375,16 +389,8 @@ impl Simulation {
             }
             78..84 => {
                 let Some(ino) = self.pick(&files) else { return true };
-                let result = fs.fsync(Ino(ino), self.random.random_bool(0.5));
-                self.log.push(format!("fsync {ino}: {result:?}"));
-                if result.is_err() {
-                    return false;
-                }
-                self.contents.remove(&ino);
-                if let Some(touched) = self.touched.get(&ino).copied() {
-                    self.durable_from(touched);
-                }
-                true
+                let data_only = self.random.random_bool(0.5);
+                self.sync_file(ino, data_only)
             }
             84..87 => {
                 let result = fs.commit();
@@ -417,14 +423,8 @@ impl Simulation {
                 if !self.done(format!("cut {ino} to {cut}"), judged, after, &[ino]) {
                     return false;
                 }
-                if self.random.random_bool(0.7) {
-                    let result = fs.fsync(Ino(ino), false);
-                    self.log.push(format!("fsync {ino}: {result:?}"));
-                    if result.is_err() {
-                        return false;
-                    }
-                    self.contents.remove(&ino);
-                    self.durable_from(self.touched.get(&ino).copied().unwrap_or(0));
+                if self.random.random_bool(0.7) && !self.sync_file(ino, false) {
+                    return false;
                 }
                 let mut after = self.model.clone();
                 let set = SetAttributes { size: Some((cut + 6000) as u64), ..SetAttributes::default() };
@@ -433,10 +433,7 @@ impl Simulation {
                 let judged = self.judge("grow", &result, model);
                 self.done(format!("grow {ino} to {}", cut + 6000), judged, after, &[ino]) && fs.commit().is_ok()
             }
-            89 => {
-                self.log.push("tick".into());
-                fs.tick().is_ok()
-            }
+            89 => self.tick(),
             90..92 => {
                 for ino in std::mem::take(&mut self.held) {
                     fs.release(Ino(ino));
@@ -642,8 +639,7 @@ fn run(seed: u64, small: bool) {
         }
         let steps = simulation.random.random_range(10..300);
         for _ in 0..steps {
-            let one = if small { Simulation::small } else { Simulation::step };
-            if !one(&mut simulation) || simulation.disk.is_down() {
+            if !simulation.step() || simulation.disk.is_down() {
                 break;
             }
         }

@@ -10,13 +10,7 @@ const BLOCK: usize = 4096;
 
 impl Simulation {
     /// One operation; `false` if the power went.
-    pub fn small(&mut self) -> bool {
-        self.request += 1;
-        let fs = self.fs();
-        noting(&*fs, self.request, || self.operate_small())
-    }
-
-    fn operate_small(&mut self) -> bool {
+    pub fn operate_small(&mut self) -> bool {
         let files = self.model.files(FileKind::File);
         let hot = &files[..files.len().min(HOT_FILES)];
         let Some(ino) = self.pick(hot) else { return self.operate() };
@@ -28,7 +22,7 @@ impl Simulation {
                     1 => (block, self.random.random_range(1..=4 * BLOCK)),
                     _ => (block, BLOCK),
                 };
-                self.put(ino, offset, len) && (self.random.random_bool(0.1) || self.sync_file(ino))
+                self.put(ino, offset, len) && (self.random.random_bool(0.1) || self.sync_file(ino, false))
             }
             13..15 => {
                 // So much that it goes to its addresses, but for those that the journal holds.
@@ -36,7 +30,7 @@ impl Simulation {
                 let len = self.random.random_range(5..25) * BLOCK;
                 self.put(ino, offset, len)
                     && match self.random.random_range(0..3) {
-                        0 => self.sync_file(ino),
+                        0 => self.sync_file(ino, false),
                         1 => self.tick(),
                         _ => true,
                     }
@@ -50,7 +44,7 @@ impl Simulation {
                 let model = after.truncate(ino, size);
                 let judged = self.judge("truncate", &result, model);
                 self.done(format!("truncate {ino} to {size}"), judged, after, &[ino])
-                    && (self.random.random_bool(0.5) || self.sync_file(ino))
+                    && (self.random.random_bool(0.5) || self.sync_file(ino, false))
             }
             17..19 => {
                 let offset = self.random.random_range(0..HOT_BLOCKS * BLOCK);
@@ -63,7 +57,7 @@ impl Simulation {
                 bytes[offset.min(end)..end].fill(0);
                 let judged = self.judge("zero", &result, Some(()));
                 self.done(format!("zero {how:?} {ino} {offset}+{len}"), judged, after, &[ino])
-                    && (self.random.random_bool(0.5) || self.sync_file(ino))
+                    && (self.random.random_bool(0.5) || self.sync_file(ino, false))
             }
             19..21 => {
                 let to = self.pick(&files[..files.len().min(HOT_FILES)]).expect("one was picked");
@@ -79,14 +73,14 @@ impl Simulation {
                 let model = after.clone_range((ino, at), (to, target), len);
                 let judged = self.judge("clone", &result, model);
                 self.done(format!("clone {ino} {at}+{len} to {to} {target}"), judged, after, &[to])
-                    && (self.random.random_bool(0.5) || self.sync_file(to))
+                    && (self.random.random_bool(0.5) || self.sync_file(to, false))
             }
             21 => self.tick(),
             _ => self.operate(),
         }
     }
 
-    fn tick(&mut self) -> bool {
+    pub fn tick(&mut self) -> bool {
         self.log.push("tick".into());
         self.fs().tick().is_ok()
     }
@@ -99,18 +93,5 @@ impl Simulation {
         let model = after.write(ino, offset, &data);
         let judged = self.judge("write", &result, model);
         self.done(format!("write {ino} {offset}+{len}"), judged, after, &[ino])
-    }
-
-    fn sync_file(&mut self, ino: u64) -> bool {
-        let result = self.fs().fsync(Ino(ino), false);
-        self.log.push(format!("fsync {ino}: {result:?}; {} journaled", self.fs().status().journaled_blocks));
-        if result.is_err() {
-            return false;
-        }
-        self.contents.remove(&ino);
-        if let Some(touched) = self.touched.get(&ino).copied() {
-            self.durable_from(touched);
-        }
-        true
     }
 }
