@@ -17,6 +17,7 @@ pub mod export;
 pub mod extent;
 pub mod file;
 pub mod inode;
+mod int_map;
 pub mod journal;
 pub mod layout;
 pub mod lock;

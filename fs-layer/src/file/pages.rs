@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::{PAGE_BYTES, Page};
-use crate::journal::IntMap;
+use crate::int_map::IntMap;
 use crate::mutex::lock;
 use crate::vfs::Ino;
 use crate::waiting::about_to_wait;

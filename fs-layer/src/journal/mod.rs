@@ -22,6 +22,7 @@
 //!
 //! After a failed write or flush the journal is dead: nothing can be changed any more, and no flush is tried again.
 
+mod ahead;
 mod cache;
 mod commit;
 mod contents;
@@ -29,12 +30,13 @@ mod discard;
 mod header;
 mod record;
 mod replay;
+mod shard;
 mod tx;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-pub use cache::{BlockCache, IntHasher, IntMap};
+pub use cache::BlockCache;
 pub use replay::{Replayed, is_settled, replay};
 pub use tx::Tx;
 

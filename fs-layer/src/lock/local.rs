@@ -4,7 +4,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::{LockManager, LockMode};
-use crate::journal::IntMap;
+use crate::int_map::IntMap;
 use crate::vfs::{Ino, Result};
 
 const SHARDS: usize = 64;
