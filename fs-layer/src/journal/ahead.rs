@@ -10,6 +10,14 @@ const NEAR: u64 = 4096;
 /// How many blocks are read at once where that seems worth it: so few that a disk which reads ahead by itself, as a file does, is not waited for.
 pub(super) const GROUP: u64 = 16;
 
+/// The same among inodes that somebody who lists their directory is likely to ask for, in the order of their names: nearly all of what is read will be
+/// needed, and a large read takes little longer.
+const LISTED_GROUP: u64 = 64;
+/// What an inode in the cache takes, about.
+const INODE_BYTES: u64 = 512;
+/// The fewest entries that say where a directory's inodes are.
+const LISTED_MIN: usize = 32;
+
 /// The most groups that are read ahead.
 const AHEAD_MAX: u64 = 16;
 
@@ -64,9 +72,69 @@ impl Nearby {
     }
 }
 
+/// Where the inodes of the directory are that was listed last, if they are close together.
+#[derive(Default)]
+pub(super) struct Listed {
+    first: AtomicU64,
+    end: AtomicU64,
+}
+
+impl Listed {
+    /// Some inodes of a directory with `count` entries, in any order. `bytes` are what the cache may take.
+    pub fn saw(&self, inodes: impl Iterator<Item = BlockAddress>, count: u64, bytes: u64) {
+        let mut inodes: Vec<_> = inodes.collect();
+        if inodes.len() < LISTED_MIN {
+            return;
+        }
+        inodes.sort_unstable();
+        // A few may be old, or have come from elsewhere.
+        let (low, high) = (inodes[inodes.len() / 8], inodes[inodes.len() - 1 - inodes.len() / 8]);
+        let most = high - low + 1;
+        let fits = count.saturating_mul(INODE_BYTES) <= bytes / 2;
+        // One of four that are read along should be needed.
+        let (first, end) = if fits && most <= count.saturating_mul(4) {
+            (low.saturating_sub(most / 4), high + most / 4)
+        } else {
+            (0, 0)
+        };
+        self.first.store(first, Ordering::Relaxed);
+        self.end.store(end, Ordering::Relaxed);
+    }
+
+    /// What to read where `at` is wanted, if it is among them: the first block, and how many.
+    pub fn group(&self, at: BlockAddress, blocks: u64) -> Option<(BlockAddress, u64)> {
+        if at < self.first.load(Ordering::Relaxed) || at >= self.end.load(Ordering::Relaxed) {
+            return None;
+        }
+        let first = at & !(LISTED_GROUP - 1);
+        Some((first, (first + LISTED_GROUP).min(blocks).max(at + 1) - first))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn inodes_that_are_close_together_are_read_by_larger_groups() {
+        let listed = Listed::default();
+        assert_eq!(listed.group(7000, u64::MAX), None);
+        // One of 100 entries is on each page, and one of them is old.
+        let page = || [5].into_iter().chain((0..100).map(|n| 10_000 + n * 100));
+        listed.saw(page(), 10_000, 1 << 30);
+        assert_eq!(listed.group(15_001, u64::MAX), Some((14_976, 64)));
+        assert_eq!(listed.group(15_001, 15_003), Some((14_976, 27)));
+        assert_eq!(listed.group(5, u64::MAX), None);
+        assert_eq!(listed.group(40_000, u64::MAX), None);
+        // They are all over the disk; or too many for the cache; and a short listing says nothing.
+        listed.saw(page(), 1000, 1 << 30);
+        assert_eq!(listed.group(15_001, u64::MAX), None);
+        listed.saw(page(), 10_000, 1 << 20);
+        assert_eq!(listed.group(15_001, u64::MAX), None);
+        listed.saw(page(), 10_000, 1 << 30);
+        listed.saw([1, 2].into_iter(), 2, 1 << 30);
+        assert!(listed.group(15_001, u64::MAX).is_some());
+    }
 
     #[test]
     fn more_is_read_ahead_the_longer_it_is_read_in_order() {

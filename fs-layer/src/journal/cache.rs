@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use blockd::buf::AlignedBuf;
 
 use super::Image;
-use super::ahead::{Ahead, GROUP, Nearby};
+use super::ahead::{Ahead, GROUP, Listed, Nearby};
 use super::shard::{Kept, Shard};
 use crate::blocks::{BlockKind, Body};
 use crate::disk::{BLOCK_BYTES, BlockAddress, Disk};
@@ -30,6 +30,7 @@ pub struct BlockCache {
     shard_max: usize,
     inodes: Nearby,
     directories: Nearby,
+    listed: Listed,
     ahead: Mutex<Ahead>,
     ahead_changed: Condvar,
 }
@@ -46,6 +47,7 @@ impl BlockCache {
             shard_max,
             inodes: Nearby::default(),
             directories: Nearby::default(),
+            listed: Listed::default(),
             ahead: Mutex::default(),
             ahead_changed: Condvar::new(),
         }
@@ -72,6 +74,11 @@ impl BlockCache {
             BlockKind::Directory => &self.directories,
             _ => return self.load(at, kind),
         };
+        if kind == BlockKind::Inode
+            && let Some((first, count)) = self.listed.group(at, self.disk.blocks())
+        {
+            return self.load_group(at, kind, first, count);
+        }
         match nearby.group(at, self.disk.blocks()) {
             (_, 1) => self.load(at, kind),
             (first, count) => {
@@ -81,6 +88,11 @@ impl BlockCache {
                 self.load_group(at, kind, first, count)
             }
         }
+    }
+
+    /// Some inodes of a directory with `count` entries were listed: they and the others are likely to be asked for.
+    pub(super) fn listed(&self, inodes: impl Iterator<Item = BlockAddress>, count: u64) {
+        self.listed.saw(inodes, count, (self.shard_max * SHARDS) as u64);
     }
 
     /// A block from the disk.

@@ -44,7 +44,7 @@ use crate::blocks::{BlockKind, Body, ReadBlocks};
 use crate::disk::{BlockAddress, Disk};
 use crate::file::Page;
 use crate::layout::{Geometry, HostBody};
-use crate::vfs::{Result, VfsError};
+use crate::vfs::{Ino, Result, VfsError};
 
 /// A version of a block.
 #[derive(Clone, Debug)]
@@ -229,6 +229,12 @@ impl Journal {
     /// The body of a block, or `None` if it was never written or is freed.
     pub fn find(&self, at: BlockAddress, kind: BlockKind) -> Result<Option<Arc<Body>>> {
         Ok(self.cache.get(at, kind)?.map(|image| image.body))
+    }
+
+    /// Some of the inodes of a directory with `count` entries were listed, in any order: these and the others are read together from
+    /// now on, if they are close to each other.
+    pub fn listed(&self, inodes: impl Iterator<Item = Ino>, count: u64) {
+        self.cache.listed(inodes.filter_map(|ino| self.geometry.inode(ino)), count);
     }
 
     /// Reads inodes ahead of who reads them in order, until [`Journal::end_ahead`]; for a thread of its own.

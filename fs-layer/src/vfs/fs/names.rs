@@ -268,6 +268,7 @@ impl Filesystem {
             return Err(e);
         }
         drop(guard);
+        self.journal.listed(entries.iter().map(|entry| entry.ino), dir::count(&inode.content)?);
         self.note_read(&inode);
         Ok(DirPage { entries, end })
     }
