@@ -4,7 +4,7 @@
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-fsd=${FSD:-${CARGO_TARGET_DIR:-$root/target}/release/fsd}
+fsd=${FSD:-${CARGO_TARGET_DIR:-$root/target}/${BUILD_PROFILE:-release}/fsd}
 [ -x "$fsd" ] || { echo "no $fsd; build it first: cargo build --release --workspace" >&2; exit 1; }
 [ -e /dev/fuse ] || { echo "no /dev/fuse: these tests need FUSE" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || { echo "these tests mount and switch users: run them as root" >&2; exit 1; }

@@ -5,11 +5,16 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard};
 
-use blockd::buf::AlignedBuf;
+use blockd::buf::{AlignedBuf, Slice};
 use blockd::volume::LogOp;
 use blockd::wal::device::LogDevice;
 use rand::Rng;
 use rand::rngs::SmallRng;
+
+/// What a write consists of.
+pub fn bytes_of(bufs: &[Slice]) -> Vec<u8> {
+    bufs.iter().map(|buf| &buf[..]).collect::<Vec<_>>().concat()
+}
 
 const SECTOR: usize = 512;
 
@@ -85,7 +90,7 @@ impl SimDisk {
     /// An operation is on its way.
     pub fn submit(&self, id: u64, op: &LogOp) {
         if let LogOp::Write { segment, offset, bufs, .. } = op {
-            let bytes = bufs.iter().flat_map(|b| b.iter().copied()).collect();
+            let bytes = bytes_of(bufs);
             let write = Write { id, segment: *segment, offset: *offset as usize, bytes, handed: false, done: false };
             self.lock().volatile.push(write);
         }

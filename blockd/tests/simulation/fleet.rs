@@ -49,7 +49,7 @@ use tokio::time::Instant;
 
 use super::bucket::{make_volume, read_snapshot};
 use super::disk::SimDisk;
-use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sector_of, value_of};
+use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sectors_of, value_of};
 
 #[path = "fleet_clones.rs"]
 mod clones;
@@ -691,7 +691,7 @@ impl Host {
         match self.rng.random_range(0..23) {
             0..=9 => {
                 let value = self.shared.value();
-                let data: Vec<u8> = (0..count).flat_map(|_| sector_of(value)).collect();
+                let data = sectors_of(value, count);
                 serving.client.change(token, first, count, value, false);
                 serving.volume.write(token, offset, WriteData::Copy(&data), false);
                 let accepted = serving.volume.stats().accepted_lsn;

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::disk::SimDisk;
-use super::model::{SECTOR, SECTORS_PER_BLOCK, Value, sector_of, value_of};
+use super::model::{SECTOR, SECTORS_PER_BLOCK, Value, sectors_of, value_of};
 
 const BLOCKS: u64 = 64;
 const SEGMENT_BYTES: u64 = 1 << 20;
@@ -124,7 +124,7 @@ impl Bench {
     /// Writes sectors of one value.
     fn write(&mut self, first: usize, sectors: usize, value: Value) -> Token {
         let token = self.token();
-        let data: Vec<u8> = (0..sectors).flat_map(|_| sector_of(value)).collect();
+        let data = sectors_of(value, sectors);
         self.volume.write(token, (first * SECTOR) as u64, WriteData::Copy(&data), false);
         self.carry_out();
         token

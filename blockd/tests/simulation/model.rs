@@ -10,6 +10,8 @@ use blockd::types::{BLOCK, Lsn};
 use blockd::volume::{LogOp, Token};
 use blockd::wal::format::{FrameHeader, RecordKind};
 
+use super::disk::bytes_of;
+
 pub const SECTOR: usize = 512;
 pub const SECTORS_PER_BLOCK: usize = BLOCK / SECTOR;
 
@@ -22,13 +24,13 @@ pub type Value = u64;
 /// When the sector is torn.
 pub fn value_of(sector: &[u8]) -> Value {
     let first = Value::from_le_bytes(sector[..8].try_into().unwrap());
-    assert!(sector.chunks(8).all(|c| c == &sector[..8]), "a torn sector");
+    assert!(sector[8..] == sector[..sector.len() - 8], "a torn sector");
     first
 }
 
-/// A sector of a value.
-pub fn sector_of(value: Value) -> impl Iterator<Item = u8> {
-    value.to_le_bytes().into_iter().cycle().take(SECTOR)
+/// As many sectors of a value.
+pub fn sectors_of(value: Value, count: usize) -> Vec<u8> {
+    value.to_le_bytes().repeat(count * SECTOR / size_of::<Value>())
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -261,7 +263,7 @@ impl History {
         let LogOp::Write { offset, bufs, .. } = op else { return };
         let generation = u64::from_le_bytes(bufs[0][8..16].try_into().unwrap());
         let Ok(header) = FrameHeader::decode(&bufs[0], generation, *offset) else { return };
-        let payload: Vec<u8> = bufs[1..].iter().flat_map(|b| b.iter().copied()).collect();
+        let payload = bytes_of(&bufs[1..]);
         let sums = payload.chunks(BLOCK).map(blockd::wal::format::block_sum);
         assert!(sums.eq(header.sums.iter().copied()), "a frame goes to the device as it was summed");
         for (lsn, record) in (header.first_lsn..).zip(&header.records) {

@@ -29,7 +29,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use super::bucket::{make_volume, read_snapshot};
 use super::disk::SimDisk;
-use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sector_of, value_of};
+use super::model::{ClientModel, History, SECTOR, SECTORS_PER_BLOCK, Value, sectors_of, value_of};
 
 #[path = "snapshots.rs"]
 mod snapshots;
@@ -339,7 +339,7 @@ impl World {
         let token = self.token();
         let value = self.next_value;
         self.next_value += 1;
-        let data: Vec<u8> = (0..SECTORS_PER_BLOCK).flat_map(|_| sector_of(value)).collect();
+        let data = sectors_of(value, SECTORS_PER_BLOCK);
         self.client.change(token, 0, SECTORS_PER_BLOCK, value, false);
         life.volume.write(token, 0, WriteData::Copy(&data), false);
         self.settle_down(&mut life).await;
@@ -638,7 +638,7 @@ impl World {
             0..=9 => {
                 let value = self.next_value;
                 self.next_value += 1;
-                let data: Vec<u8> = (0..count).flat_map(|_| sector_of(value)).collect();
+                let data = sectors_of(value, count);
                 self.client.change(token, first, count, value, fua);
                 life.changes.insert(token);
                 if self.rng.random_bool(0.2) && aligned {
@@ -684,8 +684,8 @@ impl World {
         }
         let value = self.next_value + 1;
         self.next_value += 2;
-        let wanted = expected.iter().flat_map(|value| sector_of(*value)).collect();
-        let data = (0..count).flat_map(|_| sector_of(value)).collect();
+        let wanted = expected.iter().flat_map(|value| sectors_of(*value, 1)).collect();
+        let data = sectors_of(value, count);
         self.client.compare(token, first, expected, value, fua);
         life.changes.insert(token);
         life.volume.compare_write(token, (first * SECTOR) as u64, wanted, data, fua);
