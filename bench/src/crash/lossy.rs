@@ -308,8 +308,9 @@ mod tests {
     fn an_honest_server_passes() {
         let statistics = torture(Fault::None, 15).unwrap();
         assert_eq!(statistics.rounds, 15);
-        assert!(statistics.load.acknowledged > 1000 && statistics.cut_off > 50, "{statistics}");
-        assert!(statistics.load.reads > 100 && statistics.open_sectors > 0, "{statistics}");
+        // The load goes on for a third of a second in all, on whatever machine this is.
+        assert!(statistics.load.acknowledged > 100 && statistics.cut_off > 50, "{statistics}");
+        assert!(statistics.load.reads > 20 && statistics.open_sectors > 0, "{statistics}");
     }
 
     #[test]
