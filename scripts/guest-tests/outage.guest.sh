@@ -24,7 +24,8 @@ start=$SECONDS
 moved=$SECONDS
 longest=0
 last=
-while [ $((SECONDS - start)) -lt "$AWAY" ]; do
+# At least so long, and longer where the guest is slow to fill the log.
+while [ $((SECONDS - start)) -lt "$AWAY" ] || { [ "$longest" -lt 5 ] && [ $((SECONDS - start)) -lt $((AWAY * 6)) ]; }; do
     now=$(wc -l </tmp/journal)
     if [ "$now" != "$last" ]; then
         last=$now

@@ -22,4 +22,4 @@ host_paced() { stat_of disk paced_writes; }
 
 start_daemon --store "s3://$BLOCKD_TEST_S3_BUCKET/outage-$$" --s3-endpoint "$BLOCKD_TEST_S3_ENDPOINT" --s3-timeout 2s --read-cache 0 --block-cache 1MiB --log-size 96MiB
 ctl volume create disk --size 2GiB >/dev/null
-guest --timeout "${TIMEOUT:-$((seconds + 240))}" --env AWAY="$seconds"
+guest --timeout "${TIMEOUT:-$((seconds * 6 + 240))}" --env AWAY="$seconds"
