@@ -306,11 +306,11 @@ mod tests {
 
     #[test]
     fn an_honest_server_passes() {
-        let statistics = torture(Fault::None, 15).unwrap();
-        assert_eq!(statistics.rounds, 15);
-        // The load goes on for a third of a second in all, on whatever machine this is.
-        assert!(statistics.load.acknowledged > 100 && statistics.cut_off > 50, "{statistics}");
-        assert!(statistics.load.reads > 20 && statistics.open_sectors > 0, "{statistics}");
+        // Of so many rounds as the faults are given a slow machine makes three quarters of a second of load, and these numbers.
+        let statistics = torture(Fault::None, 40).unwrap();
+        assert_eq!(statistics.rounds, 40);
+        assert!(statistics.load.acknowledged > 1000 && statistics.cut_off > 50, "{statistics}");
+        assert!(statistics.load.reads > 100 && statistics.open_sectors > 0, "{statistics}");
     }
 
     #[test]

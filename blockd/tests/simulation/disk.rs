@@ -11,12 +11,12 @@ use blockd::wal::device::LogDevice;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use super::model::SECTOR;
+
 /// What a write consists of.
 pub fn bytes_of(bufs: &[Slice]) -> Vec<u8> {
     bufs.iter().map(|buf| &buf[..]).collect::<Vec<_>>().concat()
 }
-
-const SECTOR: usize = 512;
 
 #[derive(Debug)]
 struct Write {
